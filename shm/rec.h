@@ -1,0 +1,90 @@
+/*
+ * rec.h - session records: what a client connection is, apart from its bytes.
+ *
+ * Scope   one record a connection, from accept to the end of what it left behind. The hash
+ *         (sess.h) says which record a user is bound to; the record is the truth about it.
+ * Owner   one 32-bit word says state and owning slot; it changes by one compare-and-swap, so no
+ *         death leaves a record half claimed. Only the owning slot's worker writes the rest.
+ *         gen + 1 at each claim: (index, gen) names a connection for good.
+ * Reading from other processes: fields are plain words written by their owner; a reader that
+ *         needs more than the word checks gen before and after.
+ * Order   records are handed out lowest index first, so that memory follows use.
+ */
+#ifndef PARLEY_SHM_REC_H
+#define PARLEY_SHM_REC_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#define REC_NONE UINT32_MAX
+
+enum rec_state {
+	REC_FREE = 0,
+	REC_ALLOC,		/* claimed, being filled in */
+	REC_OPEN,		/* a connection with a descriptor */
+	REC_CLOSING		/* descriptor gone; stays until all it held is stored */
+};
+
+/* What a bound session does with messages for its user. */
+enum rec_live {
+	LIVE_NO = 0,		/* not logged in */
+	LIVE_DRAINING,		/* bound; the store is being read, new messages go behind it */
+	LIVE_YES
+};
+
+struct rec {
+	_Atomic uint32_t word;		/* (slot + 1) << 8 | enum rec_state */
+	_Atomic uint32_t gen;
+	_Atomic uint32_t slot_gen;	/* generation of the owning worker */
+	_Atomic uint32_t user;		/* whom the session is for, while bound (sess.h) */
+	_Atomic uint32_t bound;		/* 1 while the hash must know it; written under the shard lock */
+	_Atomic uint32_t live;		/* enum rec_live */
+	_Atomic uint64_t login;		/* login number: grows with every bind on the host */
+	int32_t fd;
+	uint8_t dialect, ack, term, flags;	/* term: 0 unknown, '\n', or 1 for NUL */
+	uint8_t addr[16];		/* of the client, IPv4 mapped; zero for unix */
+	uint16_t port;
+	uint8_t listener;		/* index into conf.listen */
+	uint8_t name_len;		/* bytes of name; 255: in the chunk `name_chunk` */
+	uint32_t name_chunk;
+	char name[24];
+	int64_t since_wall_ms;		/* accept, then login */
+
+	/* the byte streams: absolute offsets since accept */
+	uint64_t rpos;			/* parsed and executed */
+	uint64_t rend;			/* taken from the socket */
+	uint64_t wend;			/* written for the client */
+	uint64_t wsent;			/* handed to the socket */
+	uint32_t in_chunk;		/* unparsed input: chunk holding [base, rend), CHUNK_NONE when empty */
+	uint32_t out_head, out_tail;	/* chain of output chunks */
+
+	/* messages held for the session's user until written (silent) or confirmed (ack) */
+	uint32_t held_head, held_tail;	/* chain of CHUNK_MSG in order of n */
+	uint32_t sent_n, seen_n;	/* delivery numbers written and confirmed */
+	uint32_t lists;			/* chunk with friends and groups, CHUNK_NONE */
+	uint32_t sent_msgs;		/* messages the user sent on this connection */
+} __attribute__((aligned(64)));
+
+static inline enum rec_state rec_word_state(uint32_t w) { return (enum rec_state)(w & 0xff); }
+static inline int rec_word_slot(uint32_t w) { return (int)(w >> 8) - 1; }
+static inline uint32_t rec_word(uint32_t slot, enum rec_state s) { return (slot + 1) << 8 | s; }
+
+struct rec *rec_at(uint32_t i);			/* i < max_sessions, asserted */
+/*
+ * Claims the lowest free record for worker (slot, gen): state REC_ALLOC, gen raised, all else zero
+ * (chunk references CHUNK_NONE). REC_NONE when all are taken or memory cannot be had.
+ */
+uint32_t rec_claim(uint32_t slot, uint32_t slot_gen);
+/* Frees a record that (slot) owns. It must not be bound. */
+void rec_free(uint32_t i, uint32_t slot);
+/* Changes the state of an own record. */
+void rec_set_state(uint32_t i, uint32_t slot, enum rec_state s);
+/* Hands an own record to another worker: the commit point of a move. */
+void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen);
+/* Makes the hints agree with the records (after a death). Not under a lock. */
+void rec_mend(void);
+/* Indices at or above this were never used. */
+uint32_t rec_high(void);
+
+#endif
