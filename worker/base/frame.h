@@ -20,6 +20,7 @@
 
 #define FRAME_MAX_DEPTH  16	/* levels of { and [, the frame's own included */
 #define FRAME_MAX_VALUES 512	/* values in one frame, the frame itself included */
+#define FRAME_LARGE_VALUES 16384	/* the same for a client's reader */
 
 enum frame_rc {
 	FRAME_MORE = 0,		/* all of the buffer was looked at; no frame ends in it yet */
@@ -49,6 +50,10 @@ void frame_init(struct frame *f);
  */
 enum frame_rc frame_next(struct frame *f, const char *buf, size_t len, size_t max,
     size_t *start_r, size_t *end_r);
+
+/* The same with another limit of values (at most 65,534): what a client allows its server. */
+enum frame_rc frame_next_values(struct frame *f, const char *buf, size_t len, size_t max,
+    unsigned max_values, size_t *start_r, size_t *end_r);
 
 /* True when nothing of a frame has begun: bytes before f->pos may be dropped. */
 int frame_idle(const struct frame *f);
