@@ -7,7 +7,7 @@
  * Severity debug; info; warn (odd, went on); error (something asked for did not happen);
  *         fatal (cannot serve: the caller exits with a code); panic (our bug: aborts).
  * Owner   process-wide state, set up by the master and inherited by fork.
- * Errors  a log that cannot be written is dropped and counted; logging never blocks a loop for
+ * Errors  a line that cannot be written is dropped; logging never blocks a loop for
  *         longer than a write(2) to a local file and never fails its caller. errno is kept.
  * Threads safe to call from any thread.
  */
@@ -30,7 +30,7 @@ void log_ident(const char *ident);
 /* The descriptor in use (kept open by children), -1 for syslog. */
 int log_fd(void);
 
-extern enum log_level log_threshold;	/* read by the macros only */
+extern _Atomic int log_threshold;	/* enum log_level; read by the macros only */
 
 void log_write(enum log_level level, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 _Noreturn void log_panic(const char *file, int line, const char *what);
