@@ -204,7 +204,7 @@ valgrind:	## the unit tests under valgrind
 
 BENCH := $(O)/parley-bench $(O)/parley-relay
 
-$(O)/parley-bench: $(call objects,tests/bench/parley-bench.c)
+$(O)/parley-bench: $(call objects,tests/bench/bench_*.c)
 $(O)/parley-relay: $(call objects,tests/bench/relay.c)
 $(BENCH):
 	$(if $(V),,@echo "  LD    $@")
