@@ -64,6 +64,7 @@ struct rec {
 	uint32_t sent_n, seen_n;	/* delivery numbers written and confirmed */
 	uint32_t lists;			/* chunk with friends and groups, CHUNK_NONE */
 	uint32_t sent_msgs;		/* messages the user sent on this connection */
+	uint32_t heap;			/* the owner's own index of it, meaningless to others */
 } __attribute__((aligned(64)));
 
 static inline enum rec_state rec_word_state(uint32_t w) { return (enum rec_state)(w & 0xff); }
