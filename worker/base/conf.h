@@ -27,13 +27,15 @@ struct conf_listen {
 	char *path;			/* unix path, NULL for TCP */
 	uint16_t port;
 	enum conf_dialect dialect;	/* dialect=plain|classic */
-	bool proxy;			/* "proxy": PROXY protocol expected; refused until supported */
+	bool proxy;			/* "proxy": PROXY protocol expected; refused until supported,
+					 * so always false */
 };
 
 struct conf {
 	/* where */
 	struct conf_listen listen[CONF_LISTEN_MAX];	/* default 127.0.0.1:6000 */
 	unsigned nlisten;
+	bool listen_overridden;		/* private to conf.c: the command line has said it */
 	char *store;			/* sqlite:PATH | mysql://...; default sqlite:<state_dir>/parley.db */
 	char *store_password_file;	/* "" = none; first line, used where the URL has no password */
 	char *redis;			/* "" = no cluster */
@@ -53,11 +55,12 @@ struct conf {
 
 	/* size */
 	uint32_t max_sessions;		/* records and hash of the host, default 1,000,000 (16..16M) */
-	uint32_t max_connections;	/* client connections of the host, 0 = max_sessions; default 0 */
+	uint32_t max_connections;	/* client connections of the host; 0 (default) is made max_sessions */
 	uint32_t max_connections_address;	/* a client address, loopback exempt; 0 = no limit; default 0 */
 	uint32_t max_frame;		/* bytes; 64 KiB (1k..1m) */
 	uint64_t memory_limit;		/* bytes of session memory a worker; 256 MiB (4m..64g) */
-	uint32_t output_limit;		/* unsent bytes a connection; 1 MiB, at least 4 * max_frame or 256k */
+	uint32_t output_limit;		/* unsent bytes a connection; at least 256k and 4 * max_frame;
+					 * default the larger of 1 MiB and that */
 	uint32_t backlog;		/* listen(2); 4096 */
 
 	/* manners */

@@ -14,7 +14,6 @@
 #define JSMN_PARENT_LINKS
 #include <jsmn.h>
 
-#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -226,7 +225,7 @@ static bool close_to_limit_fits(const char *digits, const char *end)
 	while (n < BIG_DIGITS)
 		text[n++] = '0';
 	text[n] = '\0';
-	return isfinite(strtod(text, NULL));
+	return !isinf(strtod(text, NULL));
 }
 
 static bool number_fits(const char *p, const char *end)
