@@ -127,7 +127,7 @@ uninstall:	## remove what install put there; a configuration that was changed st
 # --- Tests ------------------------------------------------------------------------------------
 
 SUITE = CC='$(CC)' CI='$(CI)' MAKE='$(MAKE)' tests/run.sh
-STAGES ?= includes clang unit unit:asan corpus fault int int:asan
+STAGES ?= includes docs clang unit unit:asan corpus fault int int:asan
 
 check: deps	## install what is missing, build, run every test; the last line is "N passed, N failed"
 	@$(SUITE) $(STAGES)
@@ -146,6 +146,9 @@ check-long:	## what is too slow for check
 
 check-deps:	## who includes whom
 	@$(SUITE) includes
+
+check-docs:	## does the documentation list what the code has
+	@$(SUITE) docs
 
 # A program a file; tests/unit/X_*.c are fakes and helpers of test_X.c, and test_X.flags holds
 # what it wants the linker to be told (-Wl,--wrap=...). Only the modules that it reaches are linked.
@@ -171,6 +174,10 @@ $(O)/tests/%: $(FAULT_OBJ) $(LIB)
 	$(if $(V),,@echo "  LD    $@")
 	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $(filter %.o,$^) $(LIB) $(if $(filter fuzz_%,$*),,-lcmocka) \
 		$(DAEMON_LIBS) -ledit $(shell cat tests/*/$*.flags 2>/dev/null)
+
+$(O)/tests/run-keys: $(call objects,tests/run-keys.c) $(LIB)
+	@mkdir -p $(@D)
+	$(Q)$(CC) $(ALL_LDFLAGS) -o $@ $^
 
 FUZZ_SECONDS ?= 180
 fuzz:	## let libFuzzer look for new trouble for FUZZ_SECONDS (180) in all
@@ -216,7 +223,7 @@ bench:	## measure speed and memory; the report is build/bench/report.md (BENCH_A
 	@python3 tests/bench/run.py $(BENCH_ARGS)
 
 FORCE:
-.PHONY: all run deps install uninstall check check-unit check-int check-fault check-long check-deps \
+.PHONY: all run deps install uninstall check check-unit check-int check-fault check-long check-deps check-docs \
 	unit-programs fault-programs corpus-programs fuzz-programs fuzz syntax lint valgrind bench \
 	FORCE clean help
 

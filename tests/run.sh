@@ -4,6 +4,7 @@
 #   tests/run.sh STAGE...          (make check and its parts call this; from the top of the tree)
 #
 #   includes     who includes whom
+#   docs         configuration keys, message numbers, README: do they say what the code has
 #   clang        every source compiles without a warning under clang, too
 #   unit[:KIND]  tests/unit/test_*.c, built as KIND (release, asan, tsan, cov, faults)
 #   fault        tests/fault/test_*.c and .py against the build with fault points
@@ -102,6 +103,10 @@ stage() {
 	case $1 in
 	includes)
 		one "includes" python3 tests/run-includes.py ;;
+	docs)
+		build release build/tests/run-keys || return
+		build/tests/run-keys >$out/keys
+		one "docs" python3 tests/run-docs.py $out/keys ;;
 	clang)
 		one "clang" make syntax CC=clang WERROR=-Werror ;;
 	unit|unit:*)
