@@ -21,12 +21,13 @@
 #define CHUNK_NONE UINT32_MAX
 #define CHUNK_SPAN 65536u
 #define CHUNK_MIN  128u
+#define CHUNK_RUN  255u		/* cls of a run of whole spans: the region's table says how many */
 
 enum chunk_kind { CHUNK_FREE = 0, CHUNK_IN, CHUNK_OUT, CHUNK_MSG, CHUNK_LISTS, CHUNK_NAME, CHUNK_NKINDS };
 
 struct chunk {			/* 32 bytes in front of the data */
 	_Atomic uint8_t kind;	/* last store of an allocation, first store of a release */
-	uint8_t cls;		/* size is CHUNK_MIN << cls, header included */
+	uint8_t cls;		/* size is CHUNK_MIN << cls, header included; or CHUNK_RUN */
 	uint16_t aux;
 	uint32_t sess, gen;	/* record index and generation */
 	uint32_t next;		/* chain; CHUNK_NONE */
@@ -34,6 +35,9 @@ struct chunk {			/* 32 bytes in front of the data */
 	uint64_t aux64;
 	unsigned char data[];
 };
+
+/* Bytes of a region with USABLE bytes for chunks: whole spans and its table. 0 when too many. */
+uint64_t region_bytes(uint64_t usable);
 
 struct region;			/* private: the worker's view of its own region */
 

@@ -23,7 +23,10 @@ int lock_init(pthread_mutex_t *m);		/* 0 or an errno; once, before any fork */
 enum lock_rc lock_enter(pthread_mutex_t *m) __attribute__((warn_unused_result));
 enum lock_rc lock_mended(pthread_mutex_t *m);	/* after the repair, while held */
 void lock_leave(pthread_mutex_t *m);
-/* TID is the present holder's thread id as glibc keeps it, 0 when it just left. */
+/*
+ * TID is the present holder's thread id as glibc keeps it, 0 when it just left. A wait that is over
+ * ends with one more call with 0, made once the lock was left again.
+ */
 void lock_on_wait(void (*hook)(int tid));
 
 #endif

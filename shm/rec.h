@@ -3,8 +3,9 @@
  *
  * Scope   one record a connection, from accept to the end of what it left behind. The hash
  *         (sess.h) says which record a user is bound to; the record is the truth about it.
- * Owner   one 32-bit word says state and owning slot; it changes by one compare-and-swap, so no
- *         death leaves a record half claimed. Only the owning slot's worker writes the rest.
+ * Owner   one word says state and owning slot, and the owner's generation changes with it, by one
+ *         compare-and-swap, so no death leaves a record half claimed or half given. Write neither
+ *         but through rec_*(). Only the owning slot's worker writes the rest.
  *         gen + 1 at each claim: (index, gen) names a connection for good.
  * Reading from other processes: fields are plain words written by their owner; a reader that
  *         needs more than the word checks gen before and after.
@@ -34,9 +35,14 @@ enum rec_live {
 };
 
 struct rec {
-	_Atomic uint32_t word;		/* (slot + 1) << 8 | enum rec_state */
+	union {
+		struct {
+			_Atomic uint32_t word;		/* (slot + 1) << 8 | enum rec_state */
+			_Atomic uint32_t slot_gen;	/* generation of the owning worker */
+		};
+		_Atomic uint64_t owner;		/* both, for rec.c: they change as one */
+	};
 	_Atomic uint32_t gen;
-	_Atomic uint32_t slot_gen;	/* generation of the owning worker */
 	_Atomic uint32_t user;		/* whom the session is for, while bound (sess.h) */
 	_Atomic uint32_t bound;		/* 1 while the hash must know it; written under the shard lock */
 	_Atomic uint32_t live;		/* enum rec_live */
@@ -85,6 +91,8 @@ void rec_set_state(uint32_t i, uint32_t slot, enum rec_state s);
 void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen);
 /* Makes the hints agree with the records (after a death). Not under a lock. */
 void rec_mend(void);
+/* One consistent reading of word and slot_gen. */
+uint32_t rec_owner(const struct rec *r, uint32_t *slot_gen_r);
 /* Indices at or above this were never used. */
 uint32_t rec_high(void);
 

@@ -32,7 +32,13 @@ struct sess_ref {
 	uint64_t login;
 };
 
-/* Called by segment_open: locks initialised, memory zero. */
+/*
+ * For the layout: words and shards of a hash for MAX_SESSIONS, and the bytes that they take.
+ * Non-zero when that is too many.
+ */
+int sess_plan(uint32_t max_sessions, uint32_t *words_r, uint32_t *shards_r);
+uint64_t sess_bytes(uint32_t words, uint32_t shards);
+/* Called by segment_open: locks initialised, memory zero. 0 or -errno. */
 int sess_init(void);
 /*
  * Binds USER to the own record REC: sets its user, login (a fresh number), live and bound.
