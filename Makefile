@@ -191,9 +191,13 @@ fuzz:	## let libFuzzer look for new trouble for FUZZ_SECONDS (180) in all
 TEST_SRC := $(wildcard tests/*.c tests/*/*.c)
 ALL_SRC  := $(LIB_SRC) $(MAINS) $(TEST_SRC)
 
-syntax:	## only look for warnings in every source, with CC
-	@printf '%s\n' $(wildcard $(ALL_SRC)) | xargs -P $$(nproc) -n 4 $(CC) -fsyntax-only \
-		$(filter-out -MMD -MP,$(ALL_CPPFLAGS) $(MYSQL_CFLAGS) $(ALL_CFLAGS))
+HEADERS  := $(wildcard master/*.h worker/*.h worker/base/*.h shm/*.h sql/*.h client/*.h)
+
+syntax:	## only look for warnings, with CC: in every source, and in every header by itself
+	@check="xargs -P $$(nproc) -n 1 $(CC) -fsyntax-only"; \
+	flags="$(filter-out -MMD -MP -DPARLEY_VERSION=%,$(ALL_CPPFLAGS) $(MYSQL_CFLAGS) $(ALL_CFLAGS))"; \
+	printf '%s\n' $(wildcard $(ALL_SRC)) | $$check -D'PARLEY_VERSION="$(VERSION)"' $$flags && \
+	printf '%s\n' $(HEADERS) | $$check -x c $$flags -Wno-unused-function
 
 lint:	## cppcheck and clang-tidy
 	@tests/run-packages.sh lint
