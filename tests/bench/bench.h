@@ -54,7 +54,7 @@ struct options {
 /* --- what the processes share --- */
 
 struct tally {				/* one a process */
-	uint64_t sent, received, acked, refused, late, bytes_in, logins;
+	uint64_t sent, received, acked, refused, bytes_in, logins;
 	uint64_t measured_ns;
 	struct hist hist;
 };

@@ -179,11 +179,10 @@ static double cpu_all(void)
 	return sum;
 }
 
-static void pin(uint32_t p)
+static void pin(void)
 {
 	cpu_set_t set;
 
-	(void)p;
 	if (opt.cpu < 0)
 		return;
 	CPU_ZERO(&set);
@@ -253,7 +252,7 @@ int main(int argc, char **argv)
 	for (uint32_t p = 0; p < opt.procs; p++)
 		if (fork() == 0) {
 			prctl(PR_SET_PDEATHSIG, SIGKILL);
-			pin(p);
+			pin();
 			mine = &board->tally[p];
 			_exit(load_run(p) == 0 ? 0 : 1);
 		}

@@ -259,7 +259,6 @@ def scenario_store(rep, acc, a):
             rep.raw("store", **x)
             rows.append((f"store, window {window}", thousands(x["acked_per_second"]), thousands(x["acked"]),
                          x["refused"]))
-            stored = x["acked"]
         x = load(d, "drain", "--users", acc.users, "--first", senders, "--conns", away, "--parallel", 64)
         rep.raw("drain", **x)
         rows.append((f"drain by {away} logins", thousands(x["per_second"]), thousands(x["received"]),
@@ -267,8 +266,6 @@ def scenario_store(rep, acc, a):
     rep.section("Messages to people who are away", f"{senders} senders, {away} receivers, SQLite with "
                 "synchronous=full; a message counts when CHAT_ACK said that it is committed.")
     rep.table(("", "messages/s", "messages", "refused"), rows)
-    return stored
-
 
 def scenario_group(rep, acc, a):
     """One sender, many members."""
