@@ -77,6 +77,12 @@ class Process:
         with open(f"/proc/{self.proc.pid}/task/{self.proc.pid}/children") as f:
             return [int(p) for p in f.read().split()]
 
+    def workers(self):
+        def is_worker(pid):
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm") as f:
+                return f.read().startswith("parleyd-w")
+        return [pid for pid in self.children() if is_worker(pid)]
+
     def pids(self):
         return [self.proc.pid] + self.children()
 
@@ -310,7 +316,7 @@ def scenario_idle(rep, acc, a):
     acc.need(n)
     with parleyd(acc.copy(), f"workers={max(procs, 1)}", "max_sessions=1000000", "presence_delay=0",
                  cpus=set(CPUS)) as d:
-        wait_until("workers", lambda: len(d.children()) >= procs)
+        wait_until("workers", lambda: len(d.workers()) >= procs)
         time.sleep(1)
         before = memory_of(d.pids())
         bench = subprocess.Popen(
@@ -366,13 +372,13 @@ def scenario_calls(rep, acc, a):
     rows = []
     for workers in (1, 2):
         with parleyd(acc.copy(), f"workers={workers}", cpus=set(CPUS)) as d:
-            wait_until("workers", lambda: len(d.children()) >= workers)
+            wait_until("workers", lambda: len(d.workers()) >= workers)
             bench = subprocess.Popen(
                 [f"{BIN}/parley-bench", "--to", d.address, "--users", acc.users, "--conns", str(conns),
                  "--window", "16", "--seconds", "4", "--warmup", "0"], stdout=subprocess.PIPE, text=True)
             try:
                 time.sleep(1)                   # logged in and running
-                pid, trace = max(d.children()), f"{OUT}/trace.{workers}"
+                pid, trace = max(d.workers()), f"{OUT}/trace.{workers}"
                 tcp, other = tcp_fds(pid)
                 st = subprocess.Popen(["strace", "-f", "-q", "-o", trace, "-e", "trace=epoll_wait,epoll_pwait,"
                                        "epoll_pwait2," + f"{READS}|{WRITES}".replace("|", ","), "-p", str(pid)],
