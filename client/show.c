@@ -2,6 +2,7 @@
 
 #include <errno.h>
 #include <limits.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -107,8 +108,11 @@ void show_tinted(struct show *s, enum show_colour c, const char *fmt, ...)
 /* To standard error, with what was queued before it ahead of it where that is possible. */
 static void say_aside(struct show *s, const char *line)
 {
-	if (s->out.len > 0)
-		show_write(s, STDOUT_FILENO);
+	struct pollfd p = { .fd = STDOUT_FILENO, .events = POLLOUT };
+
+	while (s->out.len > 0 && poll(&p, 1, 0) == 1 && p.revents == POLLOUT)
+		if (show_write(s, STDOUT_FILENO) != 0)
+			break;
 	fprintf(stderr, "%s\n", line);
 }
 

@@ -85,18 +85,16 @@ void text_puts(struct text *t, const char *s)
 void text_printf(struct text *t, const char *fmt, ...)
 {
 	va_list ap;
+	char *s;
 	int n;
 
 	va_start(ap, fmt);
-	n = vsnprintf(NULL, 0, fmt, ap);
+	n = vasprintf(&s, fmt, ap);
 	va_end(ap);
-	if (n <= 0)
-		return;
-	text_reserve(t, (size_t)n);
-	va_start(ap, fmt);
-	vsnprintf(t->s + t->len, (size_t)n + 1, fmt, ap);
-	va_end(ap);
-	t->len += (size_t)n;
+	if (n < 0)
+		no_memory();
+	text_add(t, s, (size_t)n);
+	free(s);
 }
 
 void text_drop(struct text *t, size_t n)
