@@ -241,6 +241,29 @@ void rec_mend(void)
 				continue;	/* else it was freed meanwhile: as good as free */
 		}
 		atomic_fetch_and(hint_at(i), ~hint_bit(i));
-		lower_to(&shm->head->rec_low, i);
 	}
+	lower_to(&shm->head->rec_low, hint_find(0, high));
+}
+
+const char *rec_check(uint32_t i)
+{
+	struct rec *r = rec_at(i);
+	uint64_t word = atomic_load(&r->owner);
+	bool taken = (atomic_load(hint_at(i)) & hint_bit(i)) != 0;
+
+	if (word == 0 && atomic_load(&r->bound) != 0)
+		return "free and bound";
+	if (word != 0 && (rec_word_slot((uint32_t)word) < 0 || word >> 32 == 0 ||
+	    (uint32_t)rec_word_slot((uint32_t)word) >= shm->head->max_workers ||
+	    rec_word_state((uint32_t)word) == REC_FREE || rec_word_state((uint32_t)word) > REC_CLOSING))
+		return "has an owner that cannot be";
+	if (word != 0 && i >= rec_high())
+		return "in use above the mark of used ones";
+	if (word != 0 && atomic_load(&r->gen) == 0)
+		return "in use without a generation";
+	if ((word != 0) != taken)
+		return taken ? "free, and its hint says taken" : "taken, and its hint says free";
+	if (word == 0 && i < atomic_load(&shm->head->rec_low))
+		return "free below the mark of free ones";
+	return NULL;
 }

@@ -91,6 +91,8 @@ void rec_set_state(uint32_t i, uint32_t slot, enum rec_state s);
 void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen);
 /* Makes the hints agree with the records (after a death). Not under a lock. */
 void rec_mend(void);
+/* What is wrong with a record and its hints (of the moment: look again), or NULL. For checks. */
+const char *rec_check(uint32_t i);
 /* One consistent reading of word and slot_gen. */
 uint32_t rec_owner(const struct rec *r, uint32_t *slot_gen_r);
 /* Indices at or above this were never used. */

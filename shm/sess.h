@@ -9,9 +9,9 @@
  *         A death after any store leaves something that the repair maps to "bound" or "not bound".
  * Shards  512 neighbouring user ids share a page of a shard: memory follows the users online.
  *         At most max_sessions are bound, half of the slots; a shard that is full all the same
- *         answers SESS_EFULL. Removal leaves a tombstone unless the next slot is empty; a shard
- *         with many tombstones is rebuilt in place (readers that miss meanwhile look again under
- *         the lock).
+ *         answers SESS_EFULL, and so does one that the kernel has no memory for. Removal leaves a
+ *         tombstone unless the next slot is empty; a shard with many tombstones is compacted in
+ *         place (readers that miss meanwhile look again under the lock).
  * Errors  0 or negative enum sess_err. SESS_EBROKEN: exit with the code for "segment broken".
  */
 #ifndef PARLEY_SHM_SESS_H
@@ -50,13 +50,14 @@ int sess_unbind(uint32_t user, uint32_t rec);
 /* Who serves USER? Lock-free; SESS_EMISSING for nobody. Owner liveness is the caller's question. */
 int sess_find(uint32_t user, struct sess_ref *ref_r);
 bool sess_online(uint32_t user);	/* bound, and its worker alive or about to be swept: state online */
-/* Users in all shards, and words that are tombstones (advisory). */
+/* Users in all shards, and words that are tombstones. Takes no lock, so any process may ask. */
 void sess_count(uint64_t *live_r, uint64_t *tombs_r);
 
 /*
  * Checks every invariant (each bound record found by its user and nobody else; each word names a
  * bound record of that user; counts; hints) without stopping anybody: takes one shard's lock at a
- * time. Tells each violation. Returns their number. Not for the master's loop.
+ * time. Tells each violation, without a lock held; TELL may be NULL. Returns their number. What a
+ * death left in the hints counts as wrong until rec_mend() ran. Not for the master's loop.
  */
 typedef void sess_tell_fn(void *arg, const char *text);
 int sess_check(sess_tell_fn *tell, void *arg);
