@@ -74,8 +74,14 @@ static void add_paint(struct shell *sh, struct text *t, enum show_colour c)
 {
 	const char *seq = show_paint(sh->show, c);
 
-	if (seq[0] != '\0')
-		text_printf(t, "\1%s\1", seq);
+	if (seq[0] == '\0')
+		return;
+	/* the editor wants a visible character behind each: two in a row become one */
+	if (t->len > 0 && t->s[t->len - 1] == '\1')
+		t->s[--t->len] = '\0';
+	else
+		text_puts(t, "\1");
+	text_printf(t, "%s\1", seq);
 }
 
 static void add_mark(struct shell *sh, struct text *t)
