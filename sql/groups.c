@@ -379,6 +379,41 @@ int db_group_is_member(struct db *db, int32_t group, int32_t user, bool *creator
 	return rc;
 }
 
+static const struct db_query q_view = DB_SAME(
+	"SELECT " GROUP_COLUMNS ", m.`cursor`, m.role = 'creator' FROM AllGroup g"
+	" LEFT JOIN GroupUser m ON m.groupid = g.id AND m.userid = ? AND m.term = 0"
+	" WHERE g.id = ? AND g.dissolved_at IS NULL");
+
+struct view { int64_t ids[2]; struct group_mine mine; bool member; };
+
+static int view_fn(struct db *db, void *arg)
+{
+	struct view *v = arg;
+	struct db_stmt *st;
+	int rc = ask(db, &q_view, 2, v->ids, &st);
+
+	if (rc == DB_OK) {
+		group_read(st, &v->mine.group);
+		v->member = !db_null(st, GROUP_NCOLUMNS);
+		v->mine.cursor = db_int(st, GROUP_NCOLUMNS);
+		v->mine.is_creator = db_int(st, GROUP_NCOLUMNS + 1) != 0;
+	}
+	return rc;
+}
+
+int db_group_view(struct db *db, int32_t group, int32_t user, struct group_mine *mine_r,
+		  bool *member_r)
+{
+	struct view v = { .ids = { user, group } };
+	int rc = db_run(db, DB_READ, view_fn, &v);
+
+	if (rc == DB_OK) {
+		*mine_r = v.mine;
+		*member_r = v.member;
+	}
+	return rc;
+}
+
 static const struct db_query q_list = DB_SAME(
 	"SELECT " GROUP_COLUMNS ", m.`cursor`, m.role = 'creator'"
 	" FROM GroupUser m JOIN AllGroup g ON g.id = m.groupid"

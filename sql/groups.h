@@ -50,6 +50,9 @@ int db_group_by_id(struct db *db, int32_t id, struct group_row *row_r) DB_MUST;
 int db_group_by_name(struct db *db, const char *name, struct group_row *row_r) DB_MUST;
 /* DB_OK: is a member, *creator_r (may be NULL) says of which role. DB_DENIED: is not. */
 int db_group_is_member(struct db *db, int32_t group, int32_t user, bool *creator_r) DB_MUST;
+/* GROUP as USER sees it. *member_r false: is no member, cursor and is_creator are 0. */
+int db_group_view(struct db *db, int32_t group, int32_t user, struct group_mine *mine_r,
+		  bool *member_r) DB_MUST;
 /* The groups of USER in the order of ids, after AFTER, at most LIMIT. */
 int db_group_list(struct db *db, int32_t user, int32_t after, int limit,
 		  void (*cb)(void *arg, const struct group_mine *g), void *arg) DB_MUST;

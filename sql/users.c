@@ -82,6 +82,8 @@ int db_user_add(struct db *db, const char *name, const char *hash, int32_t *id_r
 /* ---- importing ---- */
 
 static const struct db_query q_taken = DB_SAME("SELECT name_key FROM User WHERE name_key IN ({?})");
+static const struct db_query q_ids = DB_SAME(
+	"SELECT name_key, id FROM User WHERE name_key IN ({?})");
 static const struct db_query q_import = DB_SAME(
 	"INSERT INTO User (name, name_key, password, epoch, created) VALUES {(?, ?, ?, 0, ?)}");
 
@@ -111,23 +113,42 @@ static void taken_put(struct db_stmt *st, void *ctx, size_t i)
 	db_put_text(st, im->keys[im->sorted[i]]);
 }
 
-static int taken_row(struct db_stmt *st, void *ctx)
+/* The place in SORTED of the first row with the key in column 0; nsorted where there is none. */
+static size_t sorted_find(struct import *im, struct db_stmt *st, char key_r[DB_NAME])
 {
-	struct import *im = ctx;
-	char key[DB_NAME];
 	size_t lo = 0, hi = im->nsorted;
 
-	db_text(st, 0, key, sizeof key);
+	db_text(st, 0, key_r, DB_NAME);
 	while (lo < hi) {
 		size_t mid = (lo + hi) / 2;
 
-		if (strcmp(im->keys[im->sorted[mid]], key) < 0)
+		if (strcmp(im->keys[im->sorted[mid]], key_r) < 0)
 			lo = mid + 1;
 		else
 			hi = mid;
 	}
-	for (; lo < im->nsorted && strcmp(im->keys[im->sorted[lo]], key) == 0; lo++)
-		im->rows[im->sorted[lo]].rc = DB_CONFLICT;
+	return lo < im->nsorted && strcmp(im->keys[im->sorted[lo]], key_r) == 0 ? lo : im->nsorted;
+}
+
+static int taken_row(struct db_stmt *st, void *ctx)
+{
+	struct import *im = ctx;
+	char key[DB_NAME];
+	size_t at = sorted_find(im, st, key);
+
+	for (; at < im->nsorted && strcmp(im->keys[im->sorted[at]], key) == 0; at++)
+		im->rows[im->sorted[at]].rc = DB_CONFLICT;
+	return DB_OK;
+}
+
+static int id_row(struct db_stmt *st, void *ctx)
+{
+	struct import *im = ctx;
+	char key[DB_NAME];
+	size_t at = sorted_find(im, st, key);
+
+	if (at < im->nsorted && im->rows[im->sorted[at]].rc == DB_OK)
+		im->rows[im->sorted[at]].id = (int32_t)db_int(st, 1);
 	return DB_OK;
 }
 
@@ -146,6 +167,7 @@ static int import_fn(struct db *db, void *arg)
 {
 	static const struct db_each taken = { taken_put, NULL, taken_row, 64, true };
 	static const struct db_each insert = { fresh_put, NULL, NULL, 256, false };
+	static const struct db_each ids = { taken_put, NULL, id_row, 64, true };
 	struct import *im = arg;
 	size_t nfresh = 0;
 	int rc;
@@ -163,8 +185,9 @@ static int import_fn(struct db *db, void *arg)
 		if (im->rows[r].rc == DB_OK)
 			im->fresh[nfresh++] = (uint32_t)r;
 	rc = db_each(db, &q_import, nfresh, &insert, im);
-	/* Somebody took a name after our look: look again. */
-	return rc == DB_CONFLICT ? DB_AGAIN : rc;
+	if (rc == DB_CONFLICT)
+		return DB_AGAIN;		/* somebody took a name after our look: look again */
+	return rc == DB_OK ? db_each(db, &q_ids, im->nsorted, &ids, im) : rc;
 }
 
 static void import_prepare(struct db *db, struct import *im)

@@ -20,6 +20,7 @@ struct user_row {
 struct user_import {
 	const char *name, *hash;	/* in */
 	int rc;				/* out: DB_OK, DB_CONFLICT (the name is taken) or DB_BAD */
+	int32_t id;			/* out, with DB_OK */
 };
 
 /* DB_CONFLICT: the name is taken. After DB_UNSURE a retry may say so of our own row. */

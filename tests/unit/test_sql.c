@@ -330,7 +330,7 @@ static void test_import(void **state)
 	user_new(db, "U7");
 	for (int i = 0; i < N; i++) {
 		snprintf(names[i], sizeof names[i], "u%d", i);
-		rows[i] = (struct user_import){ names[i], "hash", 1 };
+		rows[i] = (struct user_import){ names[i], "hash", 1, 0 };
 	}
 	rows[8].name = "u9";		/* the first of two gets it */
 	rows[20].name = "";
@@ -341,6 +341,10 @@ static void test_import(void **state)
 				 i == 20 || i == 21 ? DB_BAD : DB_OK);
 	OK(db_user_by_name(db, "u2999", &u));
 	assert_int_equal(u.id, 1 + N - 4);	/* sequential, none skipped */
+	assert_int_equal(rows[2999].id, u.id);
+	assert_int_equal(rows[0].id, 2);
+	assert_int_equal(rows[8].id, 9);
+	assert_int_equal(rows[9].id, 0);
 	OK(db_user_import(db, rows, 100));
 	assert_int_equal(rows[0].rc, DB_CONFLICT);
 	OK(db_user_import(db, rows, 0));
@@ -383,7 +387,7 @@ static void test_groups(void **state)
 	struct group_row g;
 	struct group_mine mine;
 	int32_t id = 0;
-	bool creator = false;
+	bool creator = false, member = false;
 
 	for (int i = 0; i < 4; i++)
 		user_new(db, (char[]){ (char)('a' + i), '\0' });
@@ -428,6 +432,12 @@ static void test_groups(void **state)
 	assert_false(creator);
 	RC(db_group_is_member(db, 1, 4, NULL), DB_DENIED);
 	RC(db_group_is_member(db, 99, 4, NULL), DB_GONE);
+	OK(db_group_view(db, 1, 1, &mine, &member));
+	assert_true(member && mine.is_creator);
+	assert_int_equal(mine.group.members, 3);
+	OK(db_group_view(db, 1, 4, &mine, &member));
+	assert_false(member || mine.is_creator);
+	RC(db_group_view(db, 99, 4, &mine, &member), DB_GONE);
 }
 
 static void test_group_end(void **state)
