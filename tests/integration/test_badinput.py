@@ -52,6 +52,18 @@ def test_corpus(daemon, dialect, logged_in):
     daemon.online().ping()
 
 
+def test_bad_frames_of_the_corpus_get_error_and_the_end(daemon):
+    names = []
+    for name, data in corpus():
+        if name.startswith("frame/bad-"):
+            client = throw(daemon, data)
+            client.wait(lambda c: c.eof, 10, "the end after " + name)
+            assert client.frames and client.frames[-1].kind == ERROR, name
+            names.append(name)
+            client.close()
+    assert len(names) > 20
+
+
 GOOD = b'{"msgid":5,"to":%d,"msg":"h\\u00e9llo","time":"now","extra":{"a":[1,2.5e3,true,null]},"cid":"c%d"}\n'
 
 

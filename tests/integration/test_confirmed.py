@@ -1,8 +1,5 @@
 """Confirmed delivery: sessions that log in with `ack`."""
 
-import os
-import signal
-
 import pytest
 
 from parleytest import *
@@ -254,7 +251,7 @@ def test_refused_message_holds_its_lane_until_it_comes_again(make_daemon):
     """After 7 or 9, further messages to the same recipient get 9 until the refused one came again."""
     daemon = make_daemon(rate_messages=20, confirm_timeout=1)
     alice = ack_online(daemon, 0)
-    bob, carol = daemon.account(), daemon.account()
+    bob = daemon.account()
     for number in range(60):
         alice.chat(bob, "m%d" % number, cid="m%d" % number)
     alice.wait(lambda c: len(c.of(CHAT_ACK)) == 60, 20, "60 answers")
@@ -280,7 +277,6 @@ def test_refused_message_holds_its_lane_until_it_comes_again(make_daemon):
                 break
     assert len(done) == 60
     assert daemon.relogin(bob).texts() == texts
-    assert carol
 
 
 def test_server_pings_ack_sessions_only(make_daemon):
@@ -342,4 +338,4 @@ def test_moving_to_another_worker_keeps_numbers_and_confirmations(make_daemon):
     bob.send(RECEIVED, n=20)
     for number in range(20):
         assert alice.expect(CHAT_ACK, cid="m%d" % number)["state"] == "delivered"
-    assert not bob.eof and os.path.exists("/proc/%d" % daemon.pid) and signal
+    assert not bob.eof

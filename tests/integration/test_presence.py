@@ -83,16 +83,18 @@ def test_former_friends_are_told_nothing(daemon):
 def test_presence_is_never_stored(daemon):
     alice, bob = listing(daemon)
     alice.ok(LOGOUT)
-    with daemon.login(bob):
-        pass
-    client = daemon.login(bob) if False else None
-    assert client is None
+    client = daemon.login(bob)
+    client.ok(LOGOUT)
+    client.login(bob)
     ack = alice.login(alice.account)
     assert ack["offlinemsg"] == []
+    alice.ping()
+    assert not [f for f in alice.of(PRESENCE) if f["state"] == "offline"]
 
 
-def test_state_at_login_and_changes_after_it(daemon):
+def test_state_at_login_and_changes_after_it(make_daemon):
     """Nothing falls between the list in LOGIN_MSG_ACK and the PRESENCE after it."""
+    daemon = make_daemon(presence_delay_ms=200)
     alice, bob = listing(daemon, slot=1)
     alice.ok(LOGOUT)
     for _ in range(5):

@@ -1,7 +1,6 @@
 """The database goes away and comes back: errno 9 for what needs it, online chat goes on, nothing hangs."""
 
 import os
-import time
 
 import pytest
 
@@ -97,7 +96,6 @@ def test_silent_messages_are_stored_later_or_refused(setting, how):
     for number in range(20):
         alice.chat(away, "m%d" % number, req=number)
     alice.ping()
-    wait_until(lambda: True, 1)
     mend()
     client = daemon.relogin(away, deadline=20)
     wait_until(lambda: len({f["req"] for f in alice.of(ERROR)} | {int(t[1:]) for t in client.texts()}) == 20, 20, "20 fates")
@@ -242,4 +240,3 @@ def test_sqlite_file_that_cannot_be_written(make_daemon):
         lock.close()
     wait_until(lambda: alice.request(CREATE_GROUP, 15, groupname=unique("g"), groupdesc="")["errno"] == 0, 15)
     assert alice.chat_acked(away, "offline again")["errno"] == 0
-    assert time

@@ -18,7 +18,7 @@ from .wire import *  # noqa: F403
 
 ROOT = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", "..", ".."))
 BUILD = os.environ.get("PARLEY_BUILD", "release")
-BUILD_DIR = os.path.join(ROOT, "build") if BUILD == "release" else os.path.join(ROOT, "build", BUILD)
+BUILD_DIR = os.environ.get("PARLEY_BIN") or os.path.join(ROOT, "build", "" if BUILD == "release" else BUILD)
 SANITIZED = BUILD in ("asan", "tsan")
 
 SANITIZER = re.compile(r"Sanitizer|runtime error:")

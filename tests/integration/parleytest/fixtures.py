@@ -1,0 +1,136 @@
+"""The fixtures, shared by tests/integration and tests/fault. See tests/README.md."""
+
+import pytest
+
+from .daemon import Daemon
+from .mariadb import MariaDB
+
+RAN = pytest.StashKey()
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "long: takes longer than `make check` has; run by `make check-long`")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--long") or "long" in (config.getoption("-m") or ""):
+        return
+    skip = pytest.mark.skip(reason="long: run by make check-long")
+    for item in items:
+        if "long" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Keeps whether a test failed, and shows the daemon's log with a failure."""
+    outcome = yield
+    report = outcome.get_result()
+    item.stash.setdefault(RAN, {})[report.when] = report
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            for daemon in value if isinstance(value, list) else [value]:
+                if isinstance(daemon, Daemon):
+                    report.sections.append(("parleyd log", daemon.log_tail(60)))
+        for daemon in item.stash.get(MADE, []):
+            report.sections.append(("parleyd log", daemon.log_tail(60)))
+
+
+MADE = pytest.StashKey()
+
+
+@pytest.fixture
+def make_daemon(request):
+    """make_daemon(key=value, ...) starts a daemon of the test's own; it is checked at the end."""
+    made = request.node.stash.setdefault(MADE, [])
+
+    def make(start=True, **kw):
+        daemon = Daemon(**kw)
+        made.append(daemon)
+        if start:
+            daemon.start()
+        return daemon
+
+    yield make
+    failed = request.node.stash.get(RAN, {}).get("call")
+    trouble = None
+    for daemon in made:
+        try:
+            if failed is not None and failed.failed:
+                daemon.allow(".")
+            daemon.finish()
+        except AssertionError as why:
+            trouble = trouble or why
+    if trouble and not (failed is not None and failed.failed):
+        raise trouble
+
+
+@pytest.fixture(scope="module")
+def shared(request):
+    """One daemon for a module, made with the keys in the module's DAEMON; see `daemon`."""
+    holder = {"daemon": None}
+
+    def get():
+        if holder["daemon"] is None:
+            keys = dict(getattr(request.module, "DAEMON", {}))
+            holder["daemon"] = Daemon(**keys).start()
+        return holder["daemon"]
+
+    def drop():
+        daemon, holder["daemon"] = holder["daemon"], None
+        if daemon is not None:
+            daemon.finish()
+
+    get.drop = drop
+    yield get
+    drop()
+
+
+@pytest.fixture
+def daemon(shared, request):
+    """The module's daemon. After each test it has to be in good health, and its clients are closed."""
+    daemon = shared()
+    yield daemon
+    ran = request.node.stash.get(RAN, {}).get("call")
+    failed = ran is None or ran.failed
+    try:
+        if not failed:
+            daemon.check_health()
+    except AssertionError:
+        failed = True
+        raise
+    finally:
+        for client in daemon.clients:
+            client.close()
+        daemon.clients.clear()
+        if failed or not daemon.alive():        # whatever state it is in, the next test gets a new one
+            daemon.allow(".")
+            try:
+                shared.drop()
+            except AssertionError:
+                pass
+
+
+@pytest.fixture(scope="session")
+def mariadb_server():
+    if not MariaDB.available():
+        pytest.fail("mariadb-server is not installed (make deps installs it)")
+    server = MariaDB()
+    yield server
+    server.destroy()
+
+
+@pytest.fixture
+def mariadb(mariadb_server):
+    """The server, running at the start of each test whatever the test before did to it."""
+    if not mariadb_server.running():
+        mariadb_server.start()
+    yield mariadb_server
+    if mariadb_server.running():
+        mariadb_server.thaw()
+    else:
+        mariadb_server.start()
