@@ -260,7 +260,7 @@ int statedir_host_id(struct statedir *sd, const char *given, char out[65], char 
 	text[n] = '\0';
 	text[strcspn(text, "\r\n")] = '\0';
 	if (n > 0 && host_id_ok(text)) {
-		snprintf(out, 65, "%s", text);
+		snprintf(out, 65, "%.64s", text);
 		return 0;
 	}
 	if (n > 0)
