@@ -37,7 +37,8 @@
 
 #define REGION_MAGIC  UINT64_C(0x3130524c52415001)
 #define NCLASSES      9u		/* 128 bytes to 32 KiB; above that whole spans */
-#define KEEP_MIN      8u		/* empty spans kept, besides a sixteenth of those in use */
+#define KEEP_MIN      8u		/* empty spans that are always kept */
+#define KEEP_MAX      256u		/* and at most, besides an eighth of those in use */
 #define NONE          UINT32_MAX
 #define NO_CHUNK      UINT16_MAX
 
@@ -68,7 +69,8 @@ struct region {
 	_Atomic uint32_t *table;
 	uint32_t nspans, first;
 	uint32_t room[NCLASSES];	/* spans of a class that have a free chunk */
-	uint32_t kept, nkept;
+	uint32_t kept, kept_last, nkept;
+	uint32_t spare;			/* fewest that were kept since region_tidy() */
 	uint32_t busy;			/* spans that are CUT, RUN or TAIL */
 	uint32_t low;			/* no HOLE below */
 	uint64_t used;
@@ -216,6 +218,25 @@ static void list_del(struct region *r, uint32_t *list, uint32_t i)
 		r->span[s->next].prev = s->prev;
 }
 
+/* The kept spans are a list with two ends: taken where they were added last, given back at the other. */
+static void kept_add(struct region *r, uint32_t i)
+{
+	r->span[i].state = KEPT;
+	list_add(r, &r->kept, i);
+	if (r->kept_last == NONE)
+		r->kept_last = i;
+	r->nkept++;
+}
+
+static void kept_del(struct region *r, uint32_t i)
+{
+	if (r->kept_last == i)
+		r->kept_last = r->span[i].prev;
+	list_del(r, &r->kept, i);
+	if (--r->nkept < r->spare)
+		r->spare = r->nkept;
+}
+
 static uint16_t capacity(unsigned cls)
 {
 	return (uint16_t)(CHUNK_SPAN / CHUNK_MIN >> cls);
@@ -242,9 +263,7 @@ static void adopt_cut(struct region *r, uint32_t i, unsigned cls)
 		}
 	}
 	if (s->nfree == capacity(cls)) {
-		s->state = KEPT;
-		list_add(r, &r->kept, i);
-		r->nkept++;
+		kept_add(r, i);
 		return;
 	}
 	r->busy++;
@@ -325,7 +344,7 @@ struct region *region_open(uint32_t slot, int fresh)
 	r->nspans = nspans;
 	r->first = (uint32_t)table_spans(nspans);
 	r->low = r->first;
-	r->kept = NONE;
+	r->kept = r->kept_last = NONE;
 	for (unsigned c = 0; c < NCLASSES; c++)
 		r->room[c] = NONE;
 	if (segment_reserve(r->off, sizeof(*h)) != 0)
@@ -336,7 +355,7 @@ struct region *region_open(uint32_t slot, int fresh)
 			goto fail;
 	} else {
 		adopt(r);
-		trim(r, KEEP_MIN + r->busy / 16);
+		trim(r, KEEP_MIN);
 	}
 	return r;
 fail:
@@ -365,10 +384,9 @@ uint64_t region_size(const struct region *r)
 static void trim(struct region *r, uint32_t keep)
 {
 	while (r->nkept > keep) {
-		uint32_t i = r->kept;
+		uint32_t i = r->kept_last;
 
-		list_del(r, &r->kept, i);
-		r->nkept--;
+		kept_del(r, i);
 		word_store(&r->table[i], WORD_DIRTY);
 		FAULT("chunk.trim.1");
 		if (segment_release(r->off + (uint64_t)i * CHUNK_SPAN, CHUNK_SPAN) != 0) {
@@ -387,11 +405,19 @@ static void trim(struct region *r, uint32_t keep)
 /* Puts span I, which has memory and no chunk in use, among the kept ones. */
 static void keep(struct region *r, uint32_t i)
 {
-	r->span[i].state = KEPT;
 	r->busy--;
-	list_add(r, &r->kept, i);
-	if (++r->nkept > 2 * KEEP_MIN + r->busy / 8)	/* far from the lower mark: no to and fro */
-		trim(r, KEEP_MIN + r->busy / 16);
+	kept_add(r, i);
+	if (r->nkept > KEEP_MAX + r->busy / 8)
+		trim(r, KEEP_MAX + r->busy / 8);
+}
+
+void region_tidy(struct region *r)
+{
+	uint32_t unused = r->spare < r->nkept ? r->spare : r->nkept;
+	uint32_t left = r->nkept - unused;
+
+	trim(r, left > KEEP_MIN ? left : KEEP_MIN);
+	r->spare = r->nkept;
 }
 
 /* Spans that are CUT and empty, of all classes, become KEPT: somebody needs whole ones. */
@@ -407,10 +433,8 @@ static bool gather(struct region *r)
 			if (r->span[i].nfree != capacity(cls))
 				continue;
 			list_del(r, &r->room[cls], i);
-			r->span[i].state = KEPT;
 			r->busy--;
-			list_add(r, &r->kept, i);
-			r->nkept++;
+			kept_add(r, i);
 			any = true;
 		}
 	}
@@ -440,8 +464,7 @@ static uint32_t span_take(struct region *r)
 			return NONE;
 		i = r->kept;
 	}
-	list_del(r, &r->kept, i);
-	r->nkept--;
+	kept_del(r, i);
 	return i;
 }
 
@@ -486,16 +509,11 @@ static uint32_t run_find(const struct region *r, uint32_t n)
 	return NONE;
 }
 
-/* Makes spans [I, I + N) a run whose chunk is still free. */
+/* Makes spans [I, I + N), which have memory and are on no list, a run whose chunk is still free. */
 static void run_make(struct region *r, uint32_t i, uint32_t n)
 {
-	for (uint32_t k = 0; k < n; k++) {
-		if (r->span[i + k].state == KEPT) {
-			list_del(r, &r->kept, i + k);
-			r->nkept--;
-		}
+	for (uint32_t k = 0; k < n; k++)
 		r->span[i + k].state = k == 0 ? RUN : TAIL;
-	}
 	word_store(&r->table[i], WORD_DIRTY);
 	FAULT("chunk.run.1");
 	kind_store(at(r->base, ref_of(i, 0, 0)), CHUNK_FREE);
@@ -509,22 +527,42 @@ static void run_make(struct region *r, uint32_t i, uint32_t n)
 	r->busy += n;
 }
 
+/* The first N neighbouring spans without a chunk, with memory and off all lists; NONE. */
+static uint32_t run_take(struct region *r, uint32_t n)
+{
+	uint32_t i = run_find(r, n), holes = 0;
+
+	if (i == NONE && gather(r))
+		i = run_find(r, n);
+	if (i == NONE)
+		return NONE;
+	for (uint32_t k = 0; k < n; k++)
+		holes += r->span[i + k].state == HOLE;
+	if (holes > 0 &&
+	    segment_reserve(r->off + (uint64_t)i * CHUNK_SPAN, (uint64_t)n * CHUNK_SPAN) != 0)
+		return NONE;
+	for (uint32_t k = 0; k < n; k++) {
+		if (r->span[i + k].state == KEPT)
+			kept_del(r, i + k);
+	}
+	return i;
+}
+
+/* The reference of a new run for SIZE bytes, counted. */
 static uint32_t run_alloc(struct region *r, size_t size)
 {
 	uint64_t want = (size + CHUNK_SPAN - 1) / CHUNK_SPAN;
 	uint32_t n, i;
 
 	if (want > r->nspans - r->first)
-		return NONE;
+		return CHUNK_NONE;
 	n = (uint32_t)want;
-	i = run_find(r, n);
-	if (i == NONE && gather(r))
-		i = run_find(r, n);
-	if (i == NONE ||
-	    segment_reserve(r->off + (uint64_t)i * CHUNK_SPAN, (uint64_t)n * CHUNK_SPAN) != 0)
-		return NONE;
+	i = n == 1 ? span_take(r) : run_take(r, n);
+	if (i == NONE)
+		return CHUNK_NONE;
 	run_make(r, i, n);
-	return i;
+	r->used += (uint64_t)n * CHUNK_SPAN;
+	return ref_of(i, 0, 0);
 }
 
 static void run_free(struct region *r, uint32_t i)
@@ -583,21 +621,11 @@ uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_
 	if (size < len)
 		return CHUNK_NONE;
 	cls = class_for(size);
-	if (cls < NCLASSES) {
-		ref = cut_alloc(r, cls);
-		if (ref == CHUNK_NONE)
-			return CHUNK_NONE;
-	} else {
-		uint32_t i = run_alloc(r, size);
-
-		if (i == NONE)
-			return CHUNK_NONE;
-		cls = CHUNK_RUN;
-		ref = ref_of(i, 0, 0);
-		r->used += (uint64_t)word_run(word_load(&r->table[i]), i, r->nspans) * CHUNK_SPAN;
-	}
+	ref = cls < NCLASSES ? cut_alloc(r, cls) : run_alloc(r, size);
+	if (ref == CHUNK_NONE)
+		return CHUNK_NONE;
 	c = at(r->base, ref);
-	c->cls = (uint8_t)cls;
+	c->cls = (uint8_t)(cls < NCLASSES ? cls : CHUNK_RUN);
 	c->aux = 0;
 	c->sess = sess;
 	c->gen = gen;

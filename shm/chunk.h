@@ -8,8 +8,8 @@
  * Refs    a chunk is named by its offset in the region / 128; CHUNK_NONE is none. All processes
  *         see all regions: (slot, ref) can be read by others, written by the slot's worker only
  *         (except the one word in struct msg that is claimed by compare-and-swap).
- * Memory  spans are reserved from the kernel as they are first used, wholly free ones are given
- *         back but for a few. NULL / CHUNK_NONE means the region is used up.
+ * Memory  spans are reserved from the kernel as they are first used; of the wholly free ones those
+ *         are given back that region_tidy() finds unused since its last call, but for a few. NULL / CHUNK_NONE means the region is used up.
  * Owner   kind, sess and gen say for whom. chunk_free() of a live reference is the caller's duty.
  */
 #ifndef PARLEY_SHM_CHUNK_H
@@ -47,6 +47,8 @@ struct region;			/* private: the worker's view of its own region */
  */
 struct region *region_open(uint32_t slot, int fresh);
 void region_close(struct region *r);
+/* Gives memory back that was not needed since the last call. To be called every second or so. */
+void region_tidy(struct region *r);
 
 /* A chunk with room for at least LEN data bytes; its data is not cleared. */
 uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_t sess, uint32_t gen);

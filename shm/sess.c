@@ -4,7 +4,9 @@
  * Layout  cells (a lock, counters and flags a shard, 128 bytes each, so that initialising the locks
  *         touches little), then the words, a shard's together, 512 words (a page) a block.
  *         User u lives in shard (u >> 9) mod shards and looks for a place from position
- *         u mod 512 of block (u >> (9 + log2 shards)) mod blocks on, round its shard.
+ *         u mod 512 of a block on, round its shard. The block is (u >> (9 + log2 shards)) mod blocks
+ *         with its bits reversed, so that ids given out in order, which fill whole blocks, leave
+ *         empty ones between them for searches to end in.
  * Pages   a block is reserved from the kernel before a word of it is touched, reading included;
  *         cell.blocks says which are. The words of the others are empty.
  * Words   EMPTY ends a search, TOMB does not. A shard always has an EMPTY word.
@@ -114,13 +116,25 @@ static uint32_t shard_of(uint32_t user)
 	return user >> BLOCK_BITS & (shm->head->hash_shards - 1);
 }
 
+/* The low BITS bits of N, the other way round. */
+static uint32_t reversed(uint32_t n, unsigned bits)
+{
+	uint32_t to = 0;
+
+	while (bits-- > 0) {
+		to = to << 1 | (n & 1);
+		n >>= 1;
+	}
+	return to;
+}
+
 /* Where USER's search begins in its shard. */
 static uint32_t home_of(const struct shard *s, uint32_t user)
 {
-	uint32_t shards = shm->head->hash_shards;
-	uint32_t block = user >> BLOCK_BITS >> __builtin_ctz(shards);
+	uint32_t block = user >> BLOCK_BITS >> __builtin_ctz(shm->head->hash_shards);
+	unsigned bits = (unsigned)__builtin_ctz(s->nwords) - BLOCK_BITS;
 
-	return (user & (BLOCK - 1)) | (block << BLOCK_BITS & (s->nwords - 1));
+	return (user & (BLOCK - 1)) | reversed(block, bits) << BLOCK_BITS;
 }
 
 /* --- Words ------------------------------------------------------------------------------------- */
