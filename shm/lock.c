@@ -1,9 +1,10 @@
 /*
  * lock.c - robust mutexes, waited for in steps that let the waiter show that it lives.
  *
- * An uncontended enter is one trylock: the clock is read only by those who wait. When a wait is
- * over the hook runs once more with 0, but after the lock was left, because nothing foreign runs
- * under a lock.
+ * An uncontended enter reads no clock: its deadline has passed already. It is no trylock, because
+ * glibc's (2.36) keeps a lock that is not recoverable while it says so, which is then never heard by
+ * anybody else. When a wait is over the hook runs once more with 0, but after the lock was left,
+ * because nothing foreign runs under a lock.
  */
 #include "shm/lock.h"
 
@@ -14,6 +15,14 @@
 #include <time.h>
 
 #define STEP_NS (20 * 1000000L)
+
+#ifdef __SANITIZE_THREAD__	/* which knows pthread_mutex_timedlock() only */
+#define CLOCK CLOCK_REALTIME
+#define lock_until(m, until) pthread_mutex_timedlock(m, until)
+#else
+#define CLOCK CLOCK_MONOTONIC
+#define lock_until(m, until) pthread_mutex_clocklock(m, CLOCK, until)
+#endif
 
 static void (*on_wait)(int tid);
 static _Thread_local bool waited;
@@ -46,25 +55,26 @@ static int holder(const pthread_mutex_t *m)
 	return __atomic_load_n(&m->__data.__owner, __ATOMIC_RELAXED);
 }
 
-/* One step of waiting: what pthread_mutex_clocklock() says after at most STEP_NS. */
+/* One step of waiting: what locking says after at most STEP_NS. */
 static int step(pthread_mutex_t *m)
 {
 	struct timespec until;
 
-	clock_gettime(CLOCK_MONOTONIC, &until);
+	clock_gettime(CLOCK, &until);
 	until.tv_nsec += STEP_NS;
 	if (until.tv_nsec >= 1000000000L) {
 		until.tv_nsec -= 1000000000L;
 		until.tv_sec++;
 	}
-	return pthread_mutex_clocklock(m, CLOCK_MONOTONIC, &until);
+	return lock_until(m, &until);
 }
 
 enum lock_rc lock_enter(pthread_mutex_t *m)
 {
-	int rc = pthread_mutex_trylock(m);
+	static const struct timespec past = { .tv_sec = 0 };
+	int rc = lock_until(m, &past);
 
-	while (rc == EBUSY || rc == ETIMEDOUT) {
+	while (rc == ETIMEDOUT) {
 		if (on_wait != NULL) {
 			waited = true;
 			on_wait(holder(m));
