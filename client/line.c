@@ -306,7 +306,8 @@ struct line *line_new(const struct line_ops *ops, void *arg)
 	el_set(l->el, EL_SIGNAL, 0);
 	el_set(l->el, EL_HIST, history, l->hist);
 	el_set(l->el, EL_GETCFN, getc_cb);
-	el_set(l->el, EL_ADDFN, "parley-complete", "complete commands and names", complete_cb);
+	/* the wide form: the other one copies the names and never frees them */
+	el_wset(l->el, EL_ADDFN, L"parley-complete", L"complete commands and names", complete_cb);
 	el_set(l->el, EL_BIND, "^I", "parley-complete", NULL);
 	el_set(l->el, EL_BIND, "^R", "em-inc-search-prev", NULL);
 	el_source(l->el, NULL);

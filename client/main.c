@@ -23,6 +23,7 @@ struct args {
 	struct shell_options o;
 	struct shell_server server[SERVERS_MAX];
 	const char *port, *password_file;
+	char *host[SERVERS_MAX];	/* copies that server[] points into */
 };
 
 static const char usage_text[] =
@@ -80,7 +81,7 @@ static struct shell_server *add_server(struct args *a)
 static void add_host(struct args *a, const char *text)
 {
 	struct shell_server *s = add_server(a);
-	char *host = text_copy(text), *colon = strrchr(host, ':'), *close = NULL;
+	char *host = a->host[s - a->server] = text_copy(text), *colon = strrchr(host, ':'), *close;
 
 	if (host[0] == '[') {
 		close = strchr(host, ']');
@@ -210,6 +211,8 @@ int main(int argc, char **argv)
 	if (a.o.timeout_s == 0)
 		a.o.timeout_s = SECONDS_MAX;
 	rc = shell_run(&a.o);
+	for (size_t i = 0; i < SERVERS_MAX; i++)
+		free(a.host[i]);
 	if (password != NULL) {
 		sodium_memzero(password, strlen(password));
 		free(password);

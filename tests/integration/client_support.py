@@ -191,13 +191,14 @@ class Screen:
 class Tty:
     """The client on a pty."""
 
-    def __init__(self, home, port, *args, cols=80, rows=24, **extra):
+    def __init__(self, home, port, *args, cols=80, rows=24, under=(), **extra):
         self.screen = Screen(rows, cols)
         self.raw = b""
         self.pending = b""
         self.pid, self.fd = pty.fork()
         if self.pid == 0:
-            os.execve(PROGRAM, [PROGRAM, "-p", str(port), *args], environment(home, **extra))
+            argv = [*under, PROGRAM, "-p", str(port), *args]
+            os.execvpe(argv[0], argv, environment(home, **extra))
         fcntl.ioctl(self.fd, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
         self.status = None
 
