@@ -128,10 +128,10 @@ struct request {
 
 static void cmd_status(struct control_conn *k, const struct request *rq)
 {
+	bool brief = rq->nargs > 0 && strcmp(rq->arg[0], "brief") == 0;
 	size_t len = 0;
-	char *text = report_status(&k->control->host.report, &len);
+	char *text = report_status(&k->control->host.report, brief, &len);
 
-	(void)rq;
 	if (text == NULL || out_line(k, text, len) < 0) {
 		finish(k, 1, "out of memory");
 	} else {

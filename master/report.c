@@ -37,7 +37,12 @@ static const char *state_name(uint32_t state)
 	return state < sizeof names / sizeof *names ? names[state] : "unknown";
 }
 
-static void put_worker(struct json_out *w, unsigned i)
+static bool in_brief(const char *counter)
+{
+	return strcmp(counter, "messages_in") == 0 || strcmp(counter, "messages_out") == 0;
+}
+
+static void put_worker(struct json_out *w, unsigned i, bool brief)
 {
 	const struct slot *sh = slot_at(i);
 	const struct slot_counter *c;
@@ -56,11 +61,12 @@ static void put_worker(struct json_out *w, unsigned i)
 	json_kv_int(w, "queue_depth", (int64_t)LOAD(sh->queue_depth));
 	json_kv_int(w, "conf_version", LOAD(sh->conf_version));
 	for (unsigned k = 0; (c = slot_counter_at(k)) != NULL; k++)
-		json_kv_int(w, c->name, (int64_t)c->get(sh));
+		if (!brief || in_brief(c->name))
+			json_kv_int(w, c->name, (int64_t)c->get(sh));
 	json_close(w, '}');
 }
 
-char *report_status(const struct report *r, size_t *len_r)
+char *report_status(const struct report *r, bool brief, size_t *len_r)
 {
 	const struct segment_head *h = shm->head;
 	size_t cap = 8192 + 4096 * (size_t)r->sup->nslots;
@@ -89,7 +95,7 @@ char *report_status(const struct report *r, size_t *len_r)
 	json_open(&w, '[');
 	for (unsigned i = 0; i < r->sup->nslots; i++)
 		if (LOAD(slot_at(i)->state) != SLOT_EMPTY || r->sup->slot[i].wanted)
-			put_worker(&w, i);
+			put_worker(&w, i, brief);
 	json_close(&w, ']');
 	json_close(&w, '}');
 	if (w.over) {

@@ -22,8 +22,8 @@ struct report {
 	const char *host_id;
 };
 
-/* One JSON object. The caller frees it. */
-char *report_status(const struct report *r, size_t *len_r);
+/* One JSON object; BRIEF leaves out the counters that no table shows. The caller frees it. */
+char *report_status(const struct report *r, bool brief, size_t *len_r);
 /* The I-th metric with its HELP and TYPE lines, as text; "" past the end. The caller frees it. */
 char *report_metric(const struct report *r, unsigned i, size_t *len_r);
 /* Appends one JSON object for record I. False: no connection there, nothing appended. */

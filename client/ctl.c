@@ -1,0 +1,420 @@
+/*
+ * ctl.c - parleyctl: arguments and commands.
+ */
+#include <errno.h>
+#include <getopt.h>
+#include <locale.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "client/ctl_call.h"
+#include "client/ctl_print.h"
+#include "client/ctl_user.h"
+#include "client/text.h"
+#include "worker/base/conf.h"
+#include "worker/base/json.h"
+
+enum ctl_exit { CTL_DONE = 0, CTL_FAILED = 1, CTL_USAGE = 2, CTL_UNREACHABLE = 3 };
+
+#define DEFAULT_SOCKET "/var/lib/parley/parleyd.sock"
+#define TOKEN_BATCH    2000		/* bytes of names in one request; it may be 3 KiB */
+
+static const char *const conf_paths[] = { "/etc/parley/parleyd.conf", "/etc/parleyd.conf" };
+
+struct ctl {
+	const char *conf, *socket, *password_file;
+	char *found;			/* the socket, once looked up */
+	bool json, quiet, no_password;
+	double timeout;			/* seconds, < 0: the command's own */
+};
+
+static const char usage[] =
+    "usage: parleyctl [-c CONF] [-s SOCKET] [--json] [--timeout SECONDS] COMMAND [ARGUMENT]...\n"
+    "\n"
+    "  status                the daemon and its workers\n"
+    "  sessions              every connection\n"
+    "  who                   the users who are online\n"
+    "  kick USER             end a user's session\n"
+    "  metrics               counters as Prometheus text\n"
+    "  reload                read the configuration again; the verdict\n"
+    "  scale N               run N workers; returns when they do\n"
+    "  stop                  stop the daemon; returns when it is gone\n"
+    "  fsck                  check the session table\n"
+    "  user add NAME         make an account (--no-password: it can log in by token only)\n"
+    "  user passwd NAME      change a password; tokens made before stop working\n"
+    "  user del NAME         delete an account\n"
+    "  user import FILE|-    make accounts from lines NAME<tab>PASSWORD or NAME:PASSWORD\n"
+    "                        (PASSWORD may be an $argon2id$ hash, or * for token login only)\n"
+    "  token USER... | -     make login tokens (--quiet: only the tokens; -: users from stdin)\n"
+    "  help, version\n"
+    "\n"
+    "  -c CONF               take the socket from this configuration\n"
+    "  -s SOCKET             the daemon's admin socket (default: the `control` key of the\n"
+    "                        configuration, $PARLEY_CONTROL, or " DEFAULT_SOCKET ")\n"
+    "  --json                print the daemon's answer as JSON, one object a line\n"
+    "  --timeout SECONDS     how long the daemon may be silent (30; 90 for scale and reload)\n"
+    "  --password-file FILE  for user add and passwd: the password is the file's first line\n"
+    "\n"
+    "USER is a name or an id. Passwords are asked for, or read from standard input where that is\n"
+    "no terminal. Exit status: 0 done; 1 refused or failed; 2 usage; 3 daemon not reachable.\n";
+
+static _Noreturn void usage_error(const char *what)
+{
+	fprintf(stderr, "parleyctl: %s\nparleyctl: -h lists the commands\n", what);
+	exit(CTL_USAGE);
+}
+
+/* --- Where the daemon is ---------------------------------------------------------------------- */
+
+static void tell(void *arg, const char *file, int line, const char *text)
+{
+	if (*(bool *)arg)
+		fprintf(stderr, "parleyctl: %s:%d: %s\n", file != NULL ? file : "-", line, text);
+}
+
+/* The `control` key of a configuration; NULL with the errors told, if they are asked for. */
+static char *control_of(const char *path, bool aloud)
+{
+	struct conf conf;
+	char *out = NULL;
+
+	conf_init(&conf);
+	if (conf_read(&conf, path, tell, &aloud) == 0 && conf_finish(&conf, tell, &aloud) == 0)
+		out = text_copy(conf.control);
+	conf_free(&conf);
+	return out;
+}
+
+static const char *find_socket(struct ctl *c)
+{
+	const char *env = getenv("PARLEY_CONTROL");
+
+	if (c->socket != NULL)
+		return c->socket;
+	if (c->conf != NULL) {
+		c->found = control_of(c->conf, true);
+		if (c->found == NULL)
+			exit(CTL_USAGE);
+		return c->socket = c->found;
+	}
+	if (env != NULL && env[0] != '\0')
+		return c->socket = env;
+	for (size_t i = 0; c->found == NULL && i < sizeof conf_paths / sizeof *conf_paths; i++)
+		if (access(conf_paths[i], R_OK) == 0)
+			c->found = control_of(conf_paths[i], false);
+	return c->socket = c->found != NULL ? c->found : DEFAULT_SOCKET;
+}
+
+/* --- Requests --------------------------------------------------------------------------------- */
+
+/* {"cmd":CMD,"args":[...] and what the caller adds before end_request(). */
+static void begin_request(struct json_out *w, char *buf, size_t cap, const char *cmd, int argc, char **argv)
+{
+	json_out_init(w, buf, cap);
+	json_open(w, '{');
+	json_kv_str(w, "cmd", cmd);
+	json_key(w, "args");
+	json_open(w, '[');
+	for (int i = 0; i < argc; i++)
+		json_put_text(w, argv[i], strlen(argv[i]));
+	json_close(w, ']');
+}
+
+struct answer { struct print print; struct user_import *import; };
+
+static void on_line(void *arg, const char *line, size_t len, bool done)
+{
+	struct answer *a = arg;
+
+	print_line(&a->print, line, len, done);
+}
+
+static bool on_more(void *arg, struct text *out)
+{
+	struct answer *a = arg;
+
+	return user_import_more(a->import, out);
+}
+
+static int run(struct ctl *c, struct json_out *w, enum print_as as, double seconds,
+    struct user_import *import)
+{
+	struct answer a = { .import = import };
+	struct call call = { .path = find_socket(c), .arg = &a, .line = on_line,
+	    .more = import != NULL ? on_more : NULL,
+	    .timeout_ms = (int)((c->timeout >= 0 ? c->timeout : seconds) * 1000) };
+	int code = 1;
+
+	json_close(w, '}');
+	if (w->over)
+		usage_error("the arguments are too long");
+	print_init(&a.print, as, c->json);
+	a.print.quiet = as != PRINT_PLAIN;
+	switch (call_run(&call, w->buf, w->len, &code)) {
+	case CALL_OK:
+		print_end(&a.print, code);
+		return code == 0 ? CTL_DONE : CTL_FAILED;
+	case CALL_UNREACHABLE:
+		fprintf(stderr, "parleyctl: %s\n", call_why());
+		return CTL_UNREACHABLE;
+	case CALL_BROKEN:
+		fprintf(stderr, "parleyctl: %s\n", call_why());
+		return CTL_FAILED;
+	}
+	return CTL_FAILED;
+}
+
+static int simple(struct ctl *c, const char *cmd, enum print_as as, double seconds, int argc, char **argv)
+{
+	char buf[3000];
+	struct json_out w;
+
+	begin_request(&w, buf, sizeof buf, cmd, argc, argv);
+	return run(c, &w, as, seconds, NULL);
+}
+
+/* --- Commands --------------------------------------------------------------------------------- */
+
+static int cmd_status(struct ctl *c, int argc, char **argv)
+{
+	static char brief[] = "brief";	/* what the table shows, however many workers there are */
+	char *args[] = { brief };
+
+	(void)argv;
+	if (argc > 0)
+		usage_error("status takes no arguments");
+	return simple(c, "status", PRINT_STATUS, 30, c->json ? 0 : 1, args);
+}
+
+static int cmd_sessions(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "sessions", PRINT_SESSIONS, 30, argc, argv);
+}
+
+static int cmd_who(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "who", PRINT_WHO, 30, argc, argv);
+}
+
+static int cmd_metrics(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "metrics", PRINT_METRICS, 30, argc, argv);
+}
+
+static int cmd_kick(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "kick", PRINT_PLAIN, 30, argc, argv);
+}
+
+static int cmd_reload(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "reload", PRINT_PLAIN, 90, argc, argv);
+}
+
+static int cmd_scale(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "scale", PRINT_PLAIN, 90, argc, argv);
+}
+
+static int cmd_stop(struct ctl *c, int argc, char **argv)
+{
+	if (argc > 0 && strcmp(argv[0], "now") != 0)
+		usage_error("stop takes no argument but `now`");
+	return simple(c, "stop", PRINT_PLAIN, 0, argc, argv);
+}
+
+static int cmd_fsck(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "fsck", PRINT_PLAIN, 300, argc, argv);
+}
+
+static int cmd_user_secret(struct ctl *c, int argc, char **argv)
+{
+	char buf[3000];
+	struct text password = { 0 };
+	struct json_out w;
+	int rc;
+
+	begin_request(&w, buf, sizeof buf, "user", argc, argv);
+	if (c->no_password) {
+		json_kv_bool(&w, "no_password", true);
+	} else {
+		if (!user_password(c->password_file, &password)) {
+			user_wipe(&password);
+			return CTL_FAILED;
+		}
+		json_kv_text(&w, "password", password.s, password.len);
+		user_wipe(&password);
+	}
+	rc = run(c, &w, PRINT_USER, 60, NULL);
+	explicit_bzero(buf, sizeof buf);
+	return rc;
+}
+
+static int cmd_user_import(struct ctl *c, int argc, char **argv)
+{
+	static char dash[] = "-";
+	char buf[256];
+	struct user_import import;
+	struct json_out w;
+	int rc;
+
+	if (!user_import_open(&import, argc > 1 ? argv[1] : dash))
+		return CTL_FAILED;
+	begin_request(&w, buf, sizeof buf, "user", 1, argv);
+	rc = run(c, &w, PRINT_PLAIN, 300, &import);
+	if (rc == CTL_DONE && import.failed)
+		rc = CTL_FAILED;
+	user_import_close(&import);
+	return rc;
+}
+
+static int cmd_user(struct ctl *c, int argc, char **argv)
+{
+	const char *what = argv[0];
+
+	if (strcmp(what, "import") == 0)
+		return cmd_user_import(c, argc, argv);
+	if (argc != 2)
+		usage_error("user add, passwd and del take one NAME");
+	if (argv[1][0] == '\0')
+		usage_error("a name has at least one character");
+	if (strcmp(what, "add") == 0 || strcmp(what, "passwd") == 0)
+		return cmd_user_secret(c, argc, argv);
+	if (strcmp(what, "del") == 0)
+		return simple(c, "user", PRINT_PLAIN, 60, argc, argv);
+	usage_error("user takes add, passwd, del or import");
+}
+
+/* Tokens for many users: as many requests as their names need. */
+static int token_stream(struct ctl *c, enum print_as as)
+{
+	char *line = NULL, buf[3000];
+	size_t cap = 0;
+	struct json_out w;
+	int worst = CTL_DONE;
+	ssize_t len = 0;
+
+	while (len >= 0 && worst != CTL_UNREACHABLE) {
+		size_t bytes = 0;
+		int rc;
+
+		begin_request(&w, buf, sizeof buf, "token", 0, NULL);
+		w.len--;			/* back into the list */
+		w.comma = false;
+		while (bytes < TOKEN_BATCH && (len = getline(&line, &cap, stdin)) >= 0) {
+			line[strcspn(line, "\r\n")] = '\0';
+			if (line[0] == '\0')
+				continue;
+			json_put_text(&w, line, strlen(line));
+			bytes += strlen(line) + 3;
+		}
+		json_close(&w, ']');
+		if (bytes == 0)
+			break;
+		rc = run(c, &w, as, 60, NULL);
+		if (rc > worst)
+			worst = rc;
+	}
+	free(line);
+	return worst;
+}
+
+static int cmd_token(struct ctl *c, int argc, char **argv)
+{
+	enum print_as as = c->quiet ? PRINT_TOKEN_ONLY : PRINT_TOKEN;
+
+	if (argc == 1 && strcmp(argv[0], "-") == 0)
+		return token_stream(c, as);
+	return simple(c, "token", as, 60, argc, argv);
+}
+
+static int cmd_help(struct ctl *c, int argc, char **argv)
+{
+	(void)c;
+	(void)argc;
+	(void)argv;
+	fputs(usage, stdout);
+	return CTL_DONE;
+}
+
+static int cmd_version(struct ctl *c, int argc, char **argv)
+{
+	(void)c;
+	(void)argc;
+	(void)argv;
+	puts("parleyctl " PARLEY_VERSION);
+	return CTL_DONE;
+}
+
+static const struct { const char *name; int min, max; int (*run)(struct ctl *, int, char **); }
+commands[] = {
+	{ "status", 0, 0, cmd_status }, { "sessions", 0, 0, cmd_sessions }, { "who", 0, 0, cmd_who },
+	{ "kick", 1, 1, cmd_kick }, { "metrics", 0, 0, cmd_metrics }, { "reload", 0, 0, cmd_reload },
+	{ "scale", 1, 1, cmd_scale }, { "stop", 0, 1, cmd_stop }, { "fsck", 0, 0, cmd_fsck },
+	{ "user", 1, 2, cmd_user }, { "token", 1, 1000, cmd_token }, { "help", 0, 0, cmd_help },
+	{ "version", 0, 0, cmd_version }
+};
+
+static int dispatch(struct ctl *c, int argc, char **argv)
+{
+	char text[128];
+
+	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+		if (strcmp(commands[i].name, argv[0]) != 0)
+			continue;
+		if (argc - 1 < commands[i].min || argc - 1 > commands[i].max) {
+			snprintf(text, sizeof text, "%s: wrong number of arguments", commands[i].name);
+			usage_error(text);
+		}
+		return commands[i].run(c, argc - 1, argv + 1);
+	}
+	snprintf(text, sizeof text, "there is no command %.40s", argv[0]);
+	usage_error(text);
+}
+
+int main(int argc, char **argv)
+{
+	enum { JSON = 256, TIMEOUT, PASSWORD_FILE, NO_PASSWORD, QUIET };
+	static const struct option longs[] = {
+		{ "json", no_argument, NULL, JSON }, { "timeout", required_argument, NULL, TIMEOUT },
+		{ "password-file", required_argument, NULL, PASSWORD_FILE },
+		{ "no-password", no_argument, NULL, NO_PASSWORD }, { "quiet", no_argument, NULL, QUIET },
+		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { 0 }
+	};
+	struct ctl c = { .timeout = -1 };
+	char *end;
+	int o, rc;
+
+	setlocale(LC_CTYPE, "");
+	while ((o = getopt_long(argc, argv, "c:s:hVq", longs, NULL)) != -1)
+		switch (o) {
+		case 'c': c.conf = optarg; break;
+		case 's': c.socket = optarg; break;
+		case JSON: c.json = true; break;
+		case 'q':
+		case QUIET: c.quiet = true; break;
+		case NO_PASSWORD: c.no_password = true; break;
+		case PASSWORD_FILE: c.password_file = optarg; break;
+		case TIMEOUT:
+			c.timeout = strtod(optarg, &end);
+			if (end == optarg || *end != '\0' || !(c.timeout >= 0 && c.timeout <= 86400))
+				usage_error("--timeout takes seconds, from 0 to 86400");
+			break;
+		case 'h': return cmd_help(&c, 0, NULL);
+		case 'V': return cmd_version(&c, 0, NULL);
+		default: usage_error("unknown option");
+		}
+	if (optind == argc)
+		usage_error("no command");
+	rc = dispatch(&c, argc - optind, argv + optind);
+	free(c.found);
+	if (fflush(stdout) != 0 && rc == CTL_DONE) {
+		fprintf(stderr, "parleyctl: standard output: %s\n", strerror(errno));
+		rc = CTL_FAILED;
+	}
+	return rc;
+}
