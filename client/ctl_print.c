@@ -23,9 +23,9 @@ void print_init(struct print *p, enum print_as as, bool json)
 /* A member as text, "" where it is missing; strings cleaned. Valid until the ring comes round. */
 static const char *field(struct print *p, const struct json_val *obj, const char *name)
 {
-	static char ring[8][512];
+	static char ring[16][512];
 	static unsigned turn;
-	char *out = ring[turn++ % 8], raw[400];
+	char *out = ring[turn++ % 16], raw[400];
 	struct text t = { 0 };
 	struct json_val v;
 
