@@ -1,20 +1,29 @@
 #!/bin/sh
-# What `make run` starts: a server with everything it keeps below build/run/, and how to use it.
+# What `make run` starts: a server with everything that it keeps below build/run/, and how to use it.
+# LISTEN=ADDRESS:PORT serves elsewhere; build/run/parleyd.conf is made once and can be edited.
 set -eu
 
-listen=${LISTEN:-127.0.0.1:6000}
 dir=$PWD/build/run
+conf=$dir/parleyd.conf
 mkdir -p "$dir"
-port=${listen##*:}
+[ -e "$conf" ] || cat >"$conf" <<END
+# The server of "make run". Every key: etc/parleyd.conf
+state_dir = "$dir"
+control = "$dir/control"
+store = "sqlite:$dir/parley.db"
+listen = 127.0.0.1:6000
+END
+port=
+[ -z "${LISTEN:-}" ] || port="-p ${LISTEN##*:} "
 cat <<END
 
-  parleyd serves on $listen. To chat, open two other terminals here and type
+  To chat, open two other terminals in this directory and type
 
-      build/parley${LISTEN:+ -p $port} alice          (and in the other one: build/parley${LISTEN:+ -p $port} bob)
+      build/parley ${port}alice          in one, and
+      build/parley ${port}bob            in the other
 
   Who and what is there:  build/parleyctl -s build/run/control status
-  Accounts and messages:  build/run/parley.db         Ctrl-C here ends the server.
+  Configuration and data: build/run/         Ctrl-C here ends the server, which listens on ${LISTEN:-127.0.0.1:6000}.
 
 END
-exec build/parleyd -o listen="$listen" -o state_dir="$dir" -o store="sqlite:$dir/parley.db" \
-	-o control="$dir/control" "$@"
+exec build/parleyd -c "$conf" ${LISTEN:+-o listen="$LISTEN"} "$@"

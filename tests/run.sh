@@ -110,7 +110,7 @@ stage() {
 	clang)
 		one "clang" make syntax CC=clang WERROR=-Werror ;;
 	unit|unit:*)
-		build "$kind" all unit-programs || return
+		build "$kind" unit-programs || return
 		for p in tests/unit/test_*.c; do
 			p=$(basename "$p" .c)
 			cmocka "unit $kind ${p#test_}" "$bin/tests/$p"

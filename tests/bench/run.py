@@ -96,12 +96,12 @@ def parleyd(state, *keys, cpus=None):
     """A daemon on the accounts below STATE."""
     port = free_port()
     os.makedirs(state, exist_ok=True)
-    argv = [f"{BIN}/parleyd"]
-    for key in (f"listen=127.0.0.1:{port}", f"state_dir={state}", f"store=sqlite:{state}/parley.db",
-                f"control={state}/control", "rate_messages=0", "rate_logins=0", "offline_max=0",
-                "group_members_max=100000", "log_level=warn", *keys):
-        argv += ["-o", key]
-    return Process(port, argv, cpus or {SERVER_CPU}, f"{OUT}/parleyd.log")
+    with open(f"{state}/parleyd.conf", "w") as conf:
+        conf.writelines(f"{key}\n" for key in (f"listen=127.0.0.1:{port}", f"state_dir={state}",
+            f"store=sqlite:{state}/parley.db",
+            f"control={state}/control", "rate_messages=0", "rate_logins=0", "offline_max=0",
+            "group_members_max=100000", "log_level=warn", *keys))
+    return Process(port, [f"{BIN}/parleyd", "-c", f"{state}/parleyd.conf"], cpus or {SERVER_CPU}, f"{OUT}/parleyd.log")
 
 
 def load(server, mode, *args, cpu=LOAD_CPU, timeout=600):
