@@ -374,7 +374,7 @@ static void read_number(struct conf *c, const struct key *k, const char *value,
 		    (k->flags & AUTO) != 0 && k->type == KEY_COUNT ? " (or auto)" : "", value);
 		return;
 	}
-	if (n < (double)k->min - 0.5 || n > (double)k->max + 0.5) {
+	if (n < (double)k->min - 1e-6 || n > (double)k->max + 1e-6) {
 		complain(src, "%s: must be from %.15g to %.15g%s%s, not \"%.100s\"", k->doc.name,
 		    (double)k->min * scale, (double)k->max * scale,
 		    *k->doc.unit != '\0' ? " " : "", k->doc.unit, value);
