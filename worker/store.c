@@ -59,6 +59,7 @@ struct store {
 	struct lane lane[NLANES];
 	struct store_job *done, **done_tail;
 	bool quit;			/* no new jobs; end when there is nothing left */
+	bool orphan;			/* store_free() did not wait: the last thread frees */
 	uint64_t grow_after_ms, probe_ms, probe_at_ms;
 	char why[256];
 };
@@ -225,6 +226,31 @@ static void lane_expire(struct store *st, struct lane *l, uint64_t now)
 	}
 }
 
+/* ---- the end of it; nobody else has the store any more ---- */
+
+static void store_fini(struct store *st)
+{
+	struct store_job *job;
+
+	while ((job = st->done) != NULL) {	/* nobody is there to be told */
+		st->done = job->next;
+		job_free(job);
+	}
+	for (int i = 0; i < NLANES; i++)
+		pthread_cond_destroy(&st->lane[i].more);
+	pthread_cond_destroy(&st->gone);
+	pthread_mutex_destroy(&st->mtx);
+	if (st->fd >= 0)
+		close(st->fd);
+	if (st->password != NULL)
+		explicit_bzero(st->password, strlen(st->password));
+	if (st->url != NULL)
+		explicit_bzero(st->url, strlen(st->url));
+	free(st->password);
+	free(st->url);
+	free(st);
+}
+
 /* ---- up and down, under the lock ---- */
 
 static void state_set(struct store *st, bool up, const char *why)
@@ -269,14 +295,18 @@ static struct runner *thread_begin(struct store *st, struct lane *l)
 /* With the lock held; the store may be gone when it returns. */
 static void thread_end(struct store *st, struct lane *l, struct runner *r)
 {
+	bool last;
+
 	l->nthreads--;			/* at once: nobody counts on this thread any more */
 	pthread_mutex_unlock(&st->mtx);
 	runner_free(r);
 	db_thread_end();
 	pthread_mutex_lock(&st->mtx);
-	st->nalive--;
+	last = --st->nalive == 0 && st->orphan;
 	pthread_cond_signal(&st->gone);
 	pthread_mutex_unlock(&st->mtx);
+	if (last)
+		store_fini(st);
 }
 
 /* ---- the read lane ---- */
@@ -588,23 +618,6 @@ static void lane_init(struct lane *l)
 	pthread_condattr_destroy(&attr);
 }
 
-static void store_fini(struct store *st)
-{
-	for (int i = 0; i < NLANES; i++)
-		pthread_cond_destroy(&st->lane[i].more);
-	pthread_cond_destroy(&st->gone);
-	pthread_mutex_destroy(&st->mtx);
-	if (st->fd >= 0)
-		close(st->fd);
-	if (st->password != NULL)
-		explicit_bzero(st->password, strlen(st->password));
-	if (st->url != NULL)
-		explicit_bzero(st->url, strlen(st->url));
-	free(st->password);
-	free(st->url);
-	free(st);
-}
-
 static struct store *store_alloc(const struct store_setup *s)
 {
 	struct store *st = calloc(1, sizeof *st);
@@ -801,7 +814,6 @@ static bool threads_wait(struct store *st, uint64_t end)
 
 void store_free(struct store *st, uint32_t ms)
 {
-	struct store_job *job;
 	bool ended;
 
 	store_flush(st);
@@ -814,23 +826,20 @@ void store_free(struct store *st, uint32_t ms)
 	atomic_store(&st->hurry, true);
 	lane_fail(st, &st->lane[LANE_WRITE], STORE_BUSY);
 	if (!ended)
-		ended = threads_wait(st, now_ms() + HURRY_MS);
+		threads_wait(st, now_ms() + HURRY_MS);
 	pthread_mutex_unlock(&st->mtx);
 	/* done() may ask for more: it hears "busy", but not for ever */
 	for (int i = 0; i < 3 && store_complete(st) > 0; i++)
 		store_flush(st);
 	store_flush(st);
-	pthread_mutex_lock(&st->mtx);
-	while ((job = st->done) != NULL) {
-		st->done = job->next;
-		job_free(job);
-	}
-	st->done_tail = &st->done;
-	pthread_mutex_unlock(&st->mtx);
 	/*
 	 * A thread that hangs in a library call cannot be ended. It keeps the store and the jobs
-	 * that it runs, nobody is told of them, and the process is about to exit.
+	 * that it runs, of which nobody is told; the process is about to exit.
 	 */
+	pthread_mutex_lock(&st->mtx);
+	ended = st->nalive == 0;
+	st->orphan = !ended;
+	pthread_mutex_unlock(&st->mtx);
 	if (ended)
 		store_fini(st);
 }
