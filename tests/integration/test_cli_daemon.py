@@ -70,7 +70,7 @@ def test_t_refuses(idle, line):
 
 
 @pytest.mark.parametrize("text", ["   workers   =   2   # two\n", "\tworkers=2\r\n", "workers = \"2\"\n", "# workers = 99999\n\n   \n#\n",
-                                  "workers = 2\nmax_workers = 3\n", "max_frame = 128k\nidle_seconds = 5m\nlog_level = warn\n"])
+                                  "workers = 2\nmax_workers = 3\n", "max_frame = 128k\noutput_limit = 1m\nidle_seconds = 5m\nlog_level = warn\n", "redis = 127.0.0.1:6379\n"])
 def test_t_accepts(idle, text):
     idle.write_conf(text=re.sub(r"workers = .*\n", "", idle.conf_text()) + text)
     done = run(idle, "-t", "-c", idle.conf_path)

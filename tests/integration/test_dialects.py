@@ -5,7 +5,7 @@ import json
 import pytest
 
 from parleytest import *
-from parleytest.daemon import Account, unique
+from parleytest.daemon import unique
 from parleytest.wire import NUMBER
 
 ONE_CHAT_MEMBERS = {"msgid", "id", "name", "toid", "msg", "time"}

@@ -178,6 +178,28 @@ def test_max_connections(make_daemon):
     wait_until(lambda: answers(daemon), 5, "a place is free again")
 
 
+@Namespace.needed
+def test_max_connections_of_an_address():
+    with Namespace() as ns, ns.daemon(max_connections_address=3) as daemon:
+        kept = [ns.connect(daemon, ns.outer) for _ in range(3)]
+        for client in kept:
+            client.ping()
+        ns.connect(daemon, ns.outer).wait_closed(clean=False)
+        ns.connect(daemon, ns.other).ping()
+        for client in kept:
+            client.ping()
+        kept[0].close()
+        wait_until(lambda: placed(ns, daemon), 5, "a place is free again")
+
+
+def placed(ns, daemon):
+    try:
+        ns.connect(daemon, ns.outer).ping(1)
+        return True
+    except (AssertionError, OSError):
+        return False
+
+
 def answers(daemon):
     client = daemon.connect()
     try:

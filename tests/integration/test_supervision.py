@@ -8,7 +8,7 @@ import time
 import pytest
 
 from parleytest import *
-from parleytest.daemon import all_pids, proc_stat, proc_text
+from parleytest.daemon import proc_stat, proc_text
 from parleytest.traffic import Talker, distinct, in_order
 
 AGAIN_IN = 0.2 if not SANITIZED else 2.0       # seconds until users of a killed worker are back

@@ -13,7 +13,10 @@ def pytest_configure(config):
 
 
 def pytest_addoption(parser):
-    parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+    try:
+        parser.addoption("--long", action="store_true", help="run the tests marked `long` too")
+    except ValueError:
+        pass                        # both conftests import this, when both folders are run
 
 
 def pytest_collection_modifyitems(config, items):

@@ -4,7 +4,6 @@ import contextlib
 import ctypes
 import os
 import shutil
-import socket
 import subprocess
 import threading
 

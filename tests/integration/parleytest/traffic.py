@@ -3,8 +3,6 @@
 import itertools
 import threading
 
-from .client import Dropped
-from .poll import wait_until
 from .wire import *  # noqa: F403
 
 
