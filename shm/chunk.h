@@ -62,6 +62,7 @@ struct chunk *chunk_at(uint32_t slot, uint32_t ref);
 /*
  * Calls FN for each chunk in use in SLOT's region (own or not), by what the headers say; bounds
  * and classes are checked, nonsense is skipped. Stops when FN returns non-zero and returns that.
+ * FN may free the chunk that it is given, and no other.
  */
 int chunk_scan(uint32_t slot, int (*fn)(void *arg, uint32_t ref, struct chunk *c), void *arg);
 /* For sweeps of another slot's region while it has no worker: marks free, no lists touched. */
