@@ -59,6 +59,7 @@ static void mid_make(unsigned char *mid, unsigned v)
 /* A callback target that writes what it gets as text, to be compared whole. */
 struct text { char buf[4096]; size_t len; };
 
+__attribute__((format(printf, 2, 3)))
 static void text_add(struct text *t, const char *fmt, ...)
 {
 	va_list ap;
@@ -722,7 +723,7 @@ static void test_posts(void **state)
 	OK(db_group_dissolve(db, 3, 1));
 	for (unsigned i = 0; i < 9; i++) {
 		rows[i] = (struct db_post){ .group = 2 - (int32_t)(i & 1), .sender = 1, .ts = i,
-					    .body = "abcdefghi" + i, .len = 1, .rc = 1 };
+					    .body = &"abcdefghi"[i], .len = 1, .rc = 1 };
 		mid_make(rows[i].mid, i);
 	}
 	rows[3].sender = 2;
