@@ -11,6 +11,7 @@
 #define PARLEY_TIMER_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 struct timer {

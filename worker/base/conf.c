@@ -17,6 +17,7 @@
 #include "worker/base/conf_addr.h"
 
 #define LINE_MAX_BYTES 4096
+#define TEXT_MAX_BYTES 1024	/* so that conf_dump()'s lines, escapes included, are lines */
 #define FILE_MAX_BYTES (1u << 20)
 #define K 1024u
 #define M (1024u * 1024u)
@@ -287,6 +288,8 @@ static void read_text(struct conf *c, const struct key *k, const char *value, st
 	const char *why = k->check != NULL ? k->check(value) : NULL;
 	char *copy;
 
+	if (why == NULL && strlen(value) > TEXT_MAX_BYTES)
+		why = "longer than 1024 bytes";
 	if (why != NULL) {
 		if ((k->flags & SECRET) != 0 || value[0] == '\0')
 			complain(src, "%s: %s", k->doc.name, why);
@@ -762,6 +765,8 @@ int conf_finish(struct conf *c, conf_error_fn *tell, void *arg)
 	if (c->nlisten == 0)
 		complain(&src, "listen: out of memory");
 	check_listeners(c, &src);
+	if (c->store != NULL && (why = conf_store_check(c->store)) != NULL)
+		complain(&src, "store: %s", why);	/* made of an odd state_dir */
 	if (c->control != NULL && (why = conf_socket_check(c->control)) != NULL)
 		complain(&src, "control: %s", why);
 	if (c->workers > c->max_workers)

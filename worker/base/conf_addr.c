@@ -121,8 +121,10 @@ static const char *read_parts(struct conf_listen *l, const char *text)
 			return "the quotes do not match";
 		len = (size_t)(end++ - text);
 	} else {
-		len = strcspn(text, " \t");
+		len = strcspn(text, " \t\"");
 		end = text + len;
+		if (*end == '"')
+			return "the quotes do not match";
 	}
 	l->text = strndup(text, len);
 	if (l->text == NULL)

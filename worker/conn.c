@@ -1,0 +1,830 @@
+/*
+ * conn.c - bytes of a client, both ways.
+ *
+ * Input is received straight into a chunk of the segment: [base, rend) of the stream, contiguous,
+ * so that a frame never wraps; a partial frame that needs room moves into a larger chunk by
+ * copy-then-switch, nothing is moved in place. Output is a chain of chunks addressed by stream
+ * offset. An idle connection owns no chunk.
+ */
+#include "worker/conn.h"
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include "worker/base/clock.h"
+#include "worker/base/log.h"
+#include "worker/cmd.h"
+#include "worker/loop.h"
+#include "worker/session.h"
+
+#define READ_ROOM  16384u		/* a read takes at most about this */
+#define OUT_CHUNK  4064u		/* 4 KiB with its header */
+#define IOVECS     16
+#define ACCEPTS    64			/* a listener a turn */
+#define FRAMES     256			/* a connection a turn */
+#define LINGER_MS  2000
+#define BLOCK      256u			/* conns in one allocation */
+
+static struct conn **blocks;		/* blocks[i >> 8][i & 255] */
+static uint32_t nblocks, *free_ix, nfree;
+static struct conn *dirty_head, *gone_head;
+static struct conn *run_list[1024];	/* parse on at the end of the turn */
+static unsigned nrun;
+static int spare_fd = -1;
+static uint64_t accept_again_ms;
+
+static void on_timer(struct timer *t);
+
+/* ---- the cache beside the records ---- */
+
+static struct conn *conn_ix(uint32_t ix)
+{
+	return ix / BLOCK < nblocks ? &blocks[ix / BLOCK][ix % BLOCK] : NULL;
+}
+
+static bool more_conns(void)
+{
+	struct conn *b = calloc(BLOCK, sizeof *b);
+	struct conn **nb = realloc(blocks, (nblocks + 1) * sizeof *nb);
+	uint32_t *nf = nb == NULL ? NULL : realloc(free_ix, (nblocks + 1) * BLOCK * sizeof *nf);
+
+	if (nb != NULL)
+		blocks = nb;
+	if (nf != NULL)
+		free_ix = nf;
+	if (b == NULL || nb == NULL || nf == NULL) {
+		free(b);
+		return false;
+	}
+	for (uint32_t i = BLOCK; i > 0; i--)
+		free_ix[nfree++] = nblocks * BLOCK + i - 1;
+	blocks[nblocks++] = b;
+	return true;
+}
+
+static struct conn *conn_make(uint32_t rec, int fd)
+{
+	if (nfree == 0 && !more_conns())
+		return NULL;
+	uint32_t ix = free_ix[--nfree];
+	struct conn *c = conn_ix(ix);
+	memset(c, 0, sizeof *c);
+	c->rec = rec;
+	c->r = rec_at(rec);
+	c->gen = atomic_load(&c->r->gen);
+	c->ix = ix;
+	c->r->heap = ix;
+	c->fd = fd;
+	c->last_ms = c->since_ms = clock_ms();
+	frame_init(&c->scan);
+	wk->nconns++;
+	return c;
+}
+
+static void conn_release(struct conn *c)
+{
+	timer_stop(&c->timer);
+	timer_stop(&c->pace);
+	timer_stop(&c->drain);
+	timer_stop(&c->confirm);
+	session_drop_cache(c);
+	free_ix[nfree++] = c->ix;
+	c->rec = REC_NONE;
+	c->r = NULL;
+	wk->nconns--;
+}
+
+struct conn *conn_get(uint32_t rec, uint32_t gen)
+{
+	if (rec >= shm->head->max_sessions)
+		return NULL;
+	struct rec *r = rec_at(rec);
+	uint32_t w = atomic_load_explicit(&r->word, memory_order_acquire);
+	if (rec_word_slot(w) != (int)wk->slot || atomic_load(&r->slot_gen) != wk->gen)
+		return NULL;
+	struct conn *c = conn_ix(r->heap);
+	return c != NULL && c->rec == rec && c->gen == gen ? c : NULL;
+}
+
+void conn_each(void (*fn)(struct conn *c, void *arg), void *arg)
+{
+	for (uint32_t i = 0; i < nblocks * BLOCK; i++) {
+		struct conn *c = conn_ix(i);
+
+		if (c->r != NULL && c->rec != REC_NONE)
+			fn(c, arg);
+	}
+}
+
+const char *conn_why(enum close_why why)
+{
+	static const char *const text[] = {
+		[CLOSE_PEER] = "client closed", [CLOSE_IO] = "connection lost",
+		[CLOSE_PROTO] = "no frame", [CLOSE_SLOW] = "reads too slowly",
+		[CLOSE_IDLE] = "idle", [CLOSE_LOGIN] = "no login in time",
+		[CLOSE_ENDED] = "session ended", [CLOSE_MEMORY] = "session memory used up",
+		[CLOSE_STOP] = "worker stops",
+	};
+
+	return text[why];
+}
+
+const char *conn_peer(const struct conn *c)
+{
+	static char text[64];
+	char host[INET6_ADDRSTRLEN];
+	static const unsigned char mapped[12] = { 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff };
+
+	if (c->r->port == 0)
+		return "unix";
+	if (memcmp(c->r->addr, mapped, 12) == 0)
+		inet_ntop(AF_INET, c->r->addr + 12, host, sizeof host);
+	else
+		inet_ntop(AF_INET6, c->r->addr, host, sizeof host);
+	snprintf(text, sizeof text, "%s:%u", host, c->r->port);
+	return text;
+}
+
+/* ---- accept ---- */
+
+int conn_init(void)
+{
+	spare_fd = dup(STDERR_FILENO);
+	return 0;
+}
+
+void conn_tune_listener(int fd)
+{
+	const struct conf *cf = &wk->conf;
+	int on = cf->keepalive_seconds > 0, idle = (int)cf->keepalive_seconds;
+	int intvl = idle / 4 > 0 ? idle / 4 : 1, cnt = 4, ms = (int)cf->user_timeout_seconds * 1000;
+
+	(void)setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+	if (on) {
+		(void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
+		(void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &intvl, sizeof intvl);
+		(void)setsockopt(fd, IPPROTO_TCP, TCP_KEEPCNT, &cnt, sizeof cnt);
+	}
+	(void)setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &ms, sizeof ms);
+}
+
+static void fill_address(struct rec *r, const struct sockaddr_storage *ss)
+{
+	if (ss->ss_family == AF_INET) {
+		const struct sockaddr_in *in = (const struct sockaddr_in *)ss;
+
+		r->addr[10] = r->addr[11] = 0xff;
+		memcpy(r->addr + 12, &in->sin_addr, 4);
+		r->port = ntohs(in->sin_port);
+	} else if (ss->ss_family == AF_INET6) {
+		const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)ss;
+
+		memcpy(r->addr, &in6->sin6_addr, 16);
+		r->port = ntohs(in6->sin6_port);
+	}
+}
+
+static uint32_t host_connections(void)
+{
+	uint32_t sum = 0;
+
+	for (uint32_t i = 0; i < shm->head->max_workers; i++)
+		sum += atomic_load_explicit(&slot_at(i)->connections, memory_order_relaxed);
+	return sum;
+}
+
+/* A refusal that a person can read: errno 9 in an ERROR, as far as the socket takes it at once. */
+static void refuse(int fd, enum proto_dialect d, const char *why)
+{
+	char text[200];
+
+	COUNT(refused);
+	if (d == DIALECT_PLAIN) {
+		int n = snprintf(text, sizeof text,
+		    "{\"msgid\":29,\"errno\":9,\"errmsg\":\"%s\",\"retry_ms\":5000}\n", why);
+		(void)!send(fd, text, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
+	}
+	close(fd);
+}
+
+void conn_accept_fd(int fd, unsigned listener)
+{
+	struct sockaddr_storage ss = { 0 };
+	socklen_t len = sizeof ss;
+	enum proto_dialect d = (enum proto_dialect)wk->conf.listen[listener].dialect;
+	uint32_t limit = wk->conf.max_connections;
+
+	if (limit > 0 && limit < shm->head->max_sessions && host_connections() >= limit) {
+		refuse(fd, d, "too many connections");
+		return;
+	}
+	uint32_t rec = rec_claim(wk->slot, wk->gen);
+	if (rec == REC_NONE) {
+		refuse(fd, d, "too many sessions");
+		return;
+	}
+	struct conn *c = conn_make(rec, fd);
+	if (c == NULL) {
+		rec_free(rec, wk->slot);
+		refuse(fd, d, "out of memory");
+		return;
+	}
+	if (getpeername(fd, (struct sockaddr *)&ss, &len) == 0)
+		fill_address(c->r, &ss);
+	c->r->fd = fd;
+	c->r->dialect = (uint8_t)d;
+	c->r->listener = (uint8_t)listener;
+	c->r->since_wall_ms = (int64_t)clock_wall_ms();
+	rec_set_state(rec, wk->slot, REC_OPEN);
+	atomic_fetch_add_explicit(&wk->s->connections, 1, memory_order_relaxed);
+	COUNT(accepted);
+	c->reading = true;
+	if (loop_client_add(fd, rec, c->gen, EPOLLIN) != 0)
+		conn_close(c, CLOSE_IO);
+	else
+		conn_rearm(c);
+}
+
+void conn_accept_from(int listen_fd, unsigned listener)
+{
+	if (clock_ms() < accept_again_ms)
+		return;
+	for (int i = 0; i < ACCEPTS; i++) {
+		int fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+
+		if (fd >= 0) {
+			conn_accept_fd(fd, listener);
+			continue;
+		}
+		if (errno == EMFILE || errno == ENFILE) {
+			/* Out of descriptors: refuse one with the spare, or the listener spins. */
+			close(spare_fd);
+			fd = accept4(listen_fd, NULL, NULL, SOCK_NONBLOCK | SOCK_CLOEXEC);
+			if (fd >= 0)
+				refuse(fd, (enum proto_dialect)wk->conf.listen[listener].dialect,
+				    "too many connections");
+			spare_fd = dup(STDERR_FILENO);
+		} else if (errno != EAGAIN && errno != EINTR && errno != ECONNABORTED) {
+			log_warn("accept: %s", strerror(errno));
+			accept_again_ms = clock_ms() + 100;
+		}
+		if (errno != EINTR && errno != ECONNABORTED)
+			return;
+	}
+}
+
+/* ---- interest and timers ---- */
+
+void conn_want(struct conn *c)
+{
+	bool rd = c->state == CONN_LINGER || (c->state == CONN_OPEN && !c->blocked && !c->paused &&
+	    !c->eof && !c->leaving);
+	bool wr = (c->state == CONN_OPEN || c->state == CONN_DRAIN_OUT) &&
+	    c->r->wend > c->r->wsent;
+
+	if (c->fd < 0 || c->state == CONN_MOVING || (rd == c->reading && wr == c->writing))
+		return;
+	c->reading = rd;
+	c->writing = wr;
+	(void)loop_client_mod(c->fd, c->rec, c->gen, (rd ? EPOLLIN : 0u) | (wr ? EPOLLOUT : 0u));
+}
+
+void conn_rearm(struct conn *c)
+{
+	const struct conf *cf = &wk->conf;
+	bool in = session_logged_in(c);
+	uint64_t at = 0, first = UINT64_MAX;
+
+	if (c->state != CONN_OPEN)
+		return;
+	if (!in && cf->login_ms > 0)
+		first = c->since_ms + cf->login_ms;
+	if (cf->idle_ms > 0 && (at = c->last_ms + cf->idle_ms) < first)
+		first = at;
+	if (in && c->r->ack && cf->ping_ms > 0 && (at = c->last_ms + cf->ping_ms) < first)
+		first = at;
+	if (first == UINT64_MAX)
+		timer_stop(&c->timer);
+	else if (!timer_is_set(&c->timer) || c->timer.at_ms > first)
+		timer_set(&c->timer, first, on_timer);
+}
+
+/* The timer is set early and looks again: traffic only moves last_ms, never the timer. */
+static void on_timer(struct timer *t)
+{
+	struct conn *c = (struct conn *)((char *)t - offsetof(struct conn, timer));
+	const struct conf *cf = &wk->conf;
+	uint64_t quiet = clock_ms() - c->last_ms;
+	bool in = session_logged_in(c);
+
+	if (c->state == CONN_LINGER || c->state == CONN_DRAIN_OUT) {
+		conn_close(c, CLOSE_ENDED);
+		return;
+	}
+	if (c->state != CONN_OPEN)
+		return;
+	if (!in && c->login == NULL && cf->login_ms > 0 && clock_ms() - c->since_ms >= cf->login_ms) {
+		session_end_notice(c, "idle", CLOSE_LOGIN);
+		return;
+	}
+	if (cf->idle_ms > 0 && quiet >= cf->idle_ms) {
+		session_end_notice(c, "idle", CLOSE_IDLE);
+		return;
+	}
+	if (in && c->r->ack && cf->ping_ms > 0 && quiet >= cf->ping_ms) {
+		if (c->ping_sent && quiet >= 2ull * cf->ping_ms) {
+			session_end_notice(c, "idle", CLOSE_IDLE);
+			return;
+		}
+		if (!c->ping_sent) {
+			c->ping_sent = true;
+			cmd_ping(c);
+		}
+		timer_set(&c->timer, c->last_ms + 2ull * cf->ping_ms, on_timer);
+		return;
+	}
+	conn_rearm(c);
+}
+
+/* ---- input ---- */
+
+/* Makes sure that the input chunk has room for a read behind what it holds. */
+static struct chunk *in_room(struct conn *c, size_t *room_r)
+{
+	struct rec *r = c->r;
+	struct chunk *ch = r->in_chunk != CHUNK_NONE ? chunk_at(wk->slot, r->in_chunk) : NULL;
+	size_t have = ch != NULL ? (size_t)(r->rend - ch->base) : 0;
+
+	if (ch != NULL && chunk_room(ch) - have >= 512) {
+		*room_r = chunk_room(ch) - have;
+		return ch;
+	}
+	size_t live = ch != NULL ? (size_t)(r->rend - r->rpos) : 0;
+	size_t need = live < READ_ROOM / 2 ? READ_ROOM - 32 : live * 2;
+	if (need > wk->conf.max_frame + READ_ROOM)
+		need = wk->conf.max_frame + READ_ROOM;
+	uint32_t ref = chunk_alloc(wk->region, need, CHUNK_IN, c->rec, c->gen);
+	if (ref == CHUNK_NONE)
+		return NULL;
+	struct chunk *to = chunk_at(wk->slot, ref);
+	to->base = r->rpos;
+	to->next = CHUNK_NONE;
+	if (ch != NULL) {
+		memcpy(to->data, ch->data + (r->rpos - ch->base), live);
+		frame_shift(&c->scan, (size_t)(r->rpos - ch->base));
+		uint32_t old = r->in_chunk;
+		r->in_chunk = ref;		/* the switch: either chunk is whole */
+		chunk_free(wk->region, old);
+	} else {
+		frame_init(&c->scan);
+		r->in_chunk = ref;
+	}
+	*room_r = chunk_room(to) - live;
+	return to;
+}
+
+static void in_drop(struct conn *c)
+{
+	if (c->r->in_chunk == CHUNK_NONE)
+		return;
+	chunk_free(wk->region, c->r->in_chunk);
+	c->r->in_chunk = CHUNK_NONE;
+}
+
+/* The line ending that the client's first frame had says how it wants its own. */
+static void learn_term(struct conn *c, const struct chunk *ch, size_t end)
+{
+	if (ch->base + end >= c->r->rend)
+		return;				/* not known yet; asked again at the next frame */
+	unsigned char b = ch->data[end];
+	c->r->term = b == '\0' ? 1 : '\n';
+}
+
+char conn_term(const struct conn *c)
+{
+	if (c->r->term == 0)
+		return c->r->dialect == DIALECT_CLASSIC ? '\0' : '\n';
+	return c->r->term == 1 ? '\0' : '\n';
+}
+
+void conn_parse(struct conn *c)
+{
+	struct rec *r = c->r;
+	int frames = 0;
+
+	while (c->state == CONN_OPEN && !c->blocked && !c->paused && !c->leaving &&
+	    r->in_chunk != CHUNK_NONE) {
+		struct chunk *ch = chunk_at(wk->slot, r->in_chunk);
+		size_t start, end;
+
+		if (frames++ >= FRAMES) {	/* fairness: others first, no event will say so */
+			conn_unblock(c);
+			return;
+		}
+		enum frame_rc rc = frame_next(&c->scan, (char *)ch->data,
+		    (size_t)(r->rend - ch->base), wk->conf.max_frame, &start, &end);
+		if (rc == FRAME_MORE) {
+			if (frame_idle(&c->scan)) {
+				r->rpos = r->rend;
+				in_drop(c);
+			} else {
+				r->rpos = ch->base + c->scan.start;
+			}
+			break;
+		}
+		if (rc == FRAME_BAD) {
+			COUNT(bad_frames);
+			cmd_bad_frame(c, frame_why(&c->scan));
+			return;
+		}
+		if (r->term == 0)
+			learn_term(c, ch, end);
+		COUNT(frames_in);
+		r->rpos = ch->base + end;
+		cmd_frame(c, (char *)ch->data + start, end - start);
+	}
+	if (c->eof && c->state == CONN_OPEN && !c->blocked && !c->paused && !c->leaving)
+		conn_finish(c, CLOSE_PEER);
+}
+
+static void conn_read(struct conn *c)
+{
+	size_t room;
+	struct chunk *ch = in_room(c, &room);
+
+	if (ch == NULL) {
+		conn_close(c, CLOSE_MEMORY);
+		return;
+	}
+	if (room > READ_ROOM)
+		room = READ_ROOM;
+	ssize_t n = recv(c->fd, ch->data + (c->r->rend - ch->base), room, MSG_DONTWAIT);
+	COUNT(reads);
+	if (n > 0) {
+		c->r->rend += (uint64_t)n;
+		COUNT_N(bytes_in, (uint64_t)n);
+		c->last_ms = clock_ms();
+		c->ping_sent = false;
+		conn_parse(c);
+		return;
+	}
+	if (c->r->rend == c->r->rpos)
+		in_drop(c);
+	if (n == 0) {
+		c->eof = true;
+		conn_parse(c);
+		conn_want(c);
+	} else if (errno != EAGAIN && errno != EINTR) {
+		conn_close(c, CLOSE_IO);
+	}
+}
+
+/* What a client still sends after it was told that this is the end: read, so that no reset overtakes. */
+static void conn_discard(struct conn *c)
+{
+	char buf[4096];
+
+	for (int i = 0; i < 4; i++) {
+		ssize_t n = recv(c->fd, buf, sizeof buf, MSG_DONTWAIT);
+
+		if (n == 0 || (n < 0 && errno != EAGAIN && errno != EINTR)) {
+			conn_close(c, CLOSE_PEER);
+			return;
+		}
+		if (n < 0)
+			return;
+	}
+}
+
+static void run_later(struct conn *c)
+{
+	if (nrun == sizeof run_list / sizeof *run_list) {
+		/* More than fit wait for nothing: their input is level-triggered only when unread
+		 * bytes are in the socket, so run the oldest right away instead. */
+		struct conn *first = run_list[0];
+		memmove(run_list, run_list + 1, (nrun - 1) * sizeof *run_list);
+		run_list[nrun - 1] = c;
+		if (first->r != NULL)
+			conn_parse(first);
+		return;
+	}
+	run_list[nrun++] = c;
+}
+
+void conn_unblock(struct conn *c)
+{
+	c->blocked = false;
+	for (unsigned i = 0; i < nrun; i++)
+		if (run_list[i] == c)
+			return;
+	run_later(c);
+	loop_again();
+}
+
+void conn_pause(struct conn *c)
+{
+	c->paused = true;
+	conn_want(c);
+}
+
+void conn_resume(struct conn *c)
+{
+	c->paused = false;
+	conn_unblock(c);
+}
+
+void conn_event(uint32_t rec, uint32_t gen, uint32_t events)
+{
+	if (rec >= shm->head->max_sessions)
+		return;
+	struct conn *c = conn_get(rec, atomic_load(&rec_at(rec)->gen));
+	if (c == NULL || (c->gen & 0x7fffffff) != gen || c->fd < 0 || c->state == CONN_MOVING)
+		return;			/* closed by an earlier event of this batch */
+	if (events & EPOLLOUT)
+		conn_mark_dirty(c);
+	if ((events & (EPOLLIN | EPOLLERR | EPOLLHUP)) == 0)
+		return;
+	if (c->state == CONN_LINGER) {
+		conn_discard(c);
+	} else if (c->state == CONN_DRAIN_OUT) {
+		if (events & (EPOLLERR | EPOLLHUP))
+			conn_close(c, CLOSE_IO);
+	} else if (!c->blocked && !c->paused && !c->eof && !c->leaving) {
+		atomic_store_explicit(&wk->s->inflight, rec + 1, memory_order_relaxed);
+		conn_read(c);
+	} else if (events & (EPOLLERR | EPOLLHUP)) {
+		conn_close(c, CLOSE_IO);
+	} else {
+		conn_want(c);		/* not now: take the interest back, or the loop spins */
+	}
+}
+
+/* ---- output ---- */
+
+uint64_t conn_unsent(const struct conn *c)
+{
+	return c->r->wend - c->r->wsent;
+}
+
+void conn_mark_dirty(struct conn *c)
+{
+	if (c->dirty)
+		return;
+	c->dirty = true;
+	c->next_dirty = dirty_head;
+	dirty_head = c;
+}
+
+char *conn_room(struct conn *c, size_t max)
+{
+	struct rec *r = c->r;
+
+	if (c->fd < 0)
+		return NULL;
+	if (r->out_tail != CHUNK_NONE) {
+		struct chunk *t = chunk_at(wk->slot, r->out_tail);
+		size_t have = (size_t)(r->wend - t->base);
+
+		if (chunk_room(t) - have >= max)
+			return (char *)t->data + have;
+	}
+	size_t want = max > OUT_CHUNK ? max : conn_unsent(c) > 32768 ? 16384 - 32 : OUT_CHUNK;
+	uint32_t ref = chunk_alloc(wk->region, want < max ? max : want, CHUNK_OUT, c->rec, c->gen);
+	if (ref == CHUNK_NONE) {
+		conn_close(c, CLOSE_MEMORY);
+		return NULL;
+	}
+	struct chunk *n = chunk_at(wk->slot, ref);
+	n->base = r->wend;
+	n->next = CHUNK_NONE;
+	if (r->out_tail != CHUNK_NONE)
+		chunk_at(wk->slot, r->out_tail)->next = ref;
+	else
+		r->out_head = ref;
+	r->out_tail = ref;
+	return (char *)n->data;
+}
+
+void conn_put(struct conn *c, size_t used)
+{
+	c->r->wend += used;
+	conn_mark_dirty(c);
+}
+
+void conn_write(struct conn *c, const char *bytes, size_t len)
+{
+	char *p = conn_room(c, len);
+
+	if (p == NULL)
+		return;
+	memcpy(p, bytes, len);
+	conn_put(c, len);
+}
+
+static void out_trim(struct conn *c)
+{
+	struct rec *r = c->r;
+
+	while (r->out_head != CHUNK_NONE) {
+		struct chunk *h = chunk_at(wk->slot, r->out_head);
+		uint32_t next = h->next;
+		uint64_t end = next != CHUNK_NONE ? chunk_at(wk->slot, next)->base : r->wend;
+
+		if (r->wsent < end)
+			return;
+		uint32_t ref = r->out_head;
+		r->out_head = next;
+		if (next == CHUNK_NONE)
+			r->out_tail = CHUNK_NONE;
+		chunk_free(wk->region, ref);
+	}
+}
+
+/* One send for all that the turn gathered. Returns false when the connection is lost. */
+static bool out_send(struct conn *c)
+{
+	struct rec *r = c->r;
+	struct iovec iov[IOVECS];
+	struct msghdr mh = { .msg_iov = iov };
+	uint64_t pos = r->wsent;
+
+	for (uint32_t ref = r->out_head; ref != CHUNK_NONE && mh.msg_iovlen < IOVECS; ) {
+		struct chunk *ch = chunk_at(wk->slot, ref);
+		uint64_t end = ch->next != CHUNK_NONE ? chunk_at(wk->slot, ch->next)->base : r->wend;
+
+		if (end > pos) {
+			iov[mh.msg_iovlen].iov_base = ch->data + (pos - ch->base);
+			iov[mh.msg_iovlen++].iov_len = (size_t)(end - pos);
+			pos = end;
+		}
+		ref = ch->next;
+	}
+	ssize_t n = sendmsg(c->fd, &mh, MSG_NOSIGNAL | MSG_DONTWAIT);
+	COUNT(writes);
+	if (n < 0)
+		return errno == EAGAIN || errno == EINTR || errno == ENOBUFS;
+	r->wsent += (uint64_t)n;
+	COUNT_N(bytes_out, (uint64_t)n);
+	out_trim(c);
+	return true;
+}
+
+static void conn_flush(struct conn *c)
+{
+	if (c->r == NULL || c->fd < 0 || c->state == CONN_MOVING || c->state == CONN_LINGER)
+		return;
+	if (c->r->wend > c->r->wsent && !out_send(c)) {
+		conn_close(c, CLOSE_IO);
+		return;
+	}
+	session_written(c);
+	if (c->r == NULL || c->fd < 0)
+		return;
+	if (conn_unsent(c) > wk->conf.output_limit) {
+		COUNT(slow_closed);
+		log_info("conn %s user %u: %s, %llu bytes unsent", conn_peer(c),
+		    atomic_load(&c->r->user), conn_why(CLOSE_SLOW),
+		    (unsigned long long)conn_unsent(c));
+		conn_close(c, CLOSE_SLOW);
+		return;
+	}
+	if (c->state == CONN_DRAIN_OUT && conn_unsent(c) == 0) {
+		c->state = CONN_LINGER;
+		(void)shutdown(c->fd, SHUT_WR);
+		if (c->eof) {
+			conn_close(c, CLOSE_PEER);
+			return;
+		}
+	}
+	conn_want(c);
+}
+
+static void free_gone(void)
+{
+	struct conn *c;
+
+	while ((c = gone_head) != NULL) {
+		gone_head = c->next_dirty;
+		uint32_t rec = c->rec;
+		bool moved = c->state == CONN_MOVING;
+
+		conn_release(c);
+		if (!moved)
+			rec_free(rec, wk->slot);
+	}
+}
+
+void conn_flush_all(void)
+{
+	struct conn *c;
+
+	for (unsigned i = 0, n = nrun; i < n && nrun > 0; i++) {	/* those that parse on */
+		struct conn *first = run_list[0];
+
+		memmove(run_list, run_list + 1, --nrun * sizeof *run_list);
+		if (first->r != NULL && !first->blocked) {
+			conn_parse(first);
+			if (first->r != NULL)
+				conn_want(first);
+		}
+	}
+	session_turn_end();
+	while ((c = dirty_head) != NULL) {
+		dirty_head = c->next_dirty;
+		c->dirty = false;
+		conn_flush(c);
+	}
+	free_gone();
+	atomic_store_explicit(&wk->s->inflight, 0, memory_order_relaxed);
+}
+
+/* ---- the end ---- */
+
+void conn_finish(struct conn *c, enum close_why why)
+{
+	if (c->state != CONN_OPEN)
+		return;
+	log_debug("conn %s user %u: finish, %s", conn_peer(c), atomic_load(&c->r->user), conn_why(why));
+	c->state = CONN_DRAIN_OUT;
+	in_drop(c);
+	c->r->rpos = c->r->rend;
+	timer_set(&c->timer, clock_ms() + LINGER_MS, on_timer);
+	conn_mark_dirty(c);
+	conn_want(c);
+}
+
+void conn_close(struct conn *c, enum close_why why)
+{
+	struct rec *r = c->r;
+
+	if (c->state == CONN_CLOSED)
+		return;
+	log_debug("conn %s user %u: closed, %s", conn_peer(c), atomic_load(&r->user), conn_why(why));
+	c->state = CONN_CLOSED;
+	loop_client_del(c->fd);
+	close(c->fd);
+	c->fd = -1;
+	r->fd = -1;
+	rec_set_state(c->rec, wk->slot, REC_CLOSING);
+	atomic_fetch_sub_explicit(&wk->s->connections, 1, memory_order_relaxed);
+	COUNT(closed);
+	timer_stop(&c->timer);
+	in_drop(c);
+	while (r->out_head != CHUNK_NONE) {
+		uint32_t ref = r->out_head;
+
+		r->out_head = chunk_at(wk->slot, ref)->next;
+		chunk_free(wk->region, ref);
+	}
+	r->out_tail = CHUNK_NONE;
+	session_closed(c);
+}
+
+/* Not freed on the spot: lists of this turn may still name it. */
+void conn_gone(struct conn *c)
+{
+	if (c->dirty) {			/* leave that list first: both use next_dirty */
+		for (struct conn **p = &dirty_head; *p != NULL; p = &(*p)->next_dirty)
+			if (*p == c) {
+				*p = c->next_dirty;
+				break;
+			}
+		c->dirty = false;
+	}
+	for (unsigned i = 0; i < nrun; i++)
+		if (run_list[i] == c)
+			run_list[i--] = run_list[--nrun];
+	c->next_dirty = gone_head;
+	gone_head = c;
+	loop_again();
+}
+
+struct conn *conn_adopt(uint32_t rec, int fd)
+{
+	struct conn *c = conn_make(rec, fd);
+
+	if (c == NULL)
+		return NULL;
+	c->r->fd = fd;
+	atomic_fetch_add_explicit(&wk->s->connections, 1, memory_order_relaxed);
+	return c;
+}
+
+/* The record has a new owner: the cache goes like any other, but keeps its hands off the record. */
+void conn_forget(struct conn *c)
+{
+	loop_client_del(c->fd);
+	close(c->fd);
+	c->fd = -1;
+	c->state = CONN_MOVING;
+	atomic_fetch_sub_explicit(&wk->s->connections, 1, memory_order_relaxed);
+	conn_gone(c);
+}

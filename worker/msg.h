@@ -1,0 +1,133 @@
+/*
+ * msg.h - a chat message that a worker answers for: one chunk in the segment.
+ *
+ * Scope   what is in the chunk, and how it is rendered for a receiver of either dialect.
+ *
+ *           OUT    accepted here from a local sender; on its way to another worker (WAITING), to
+ *                  the store (STORING), or a group message on its way into the store
+ *           HELD   handed to a session of this worker, until written (silent receiver) or
+ *                  confirmed (ack): with a body (DIRECT), or a reference to something that is in
+ *                  the store already (ROW: an offline row; GREF: a group's message)
+ *
+ * Owner   exactly one worker answers for a message. msg.word = seq << 8 | state is the only word
+ *         that another worker changes: the recipient's worker takes it (WAITING -> TAKEN), or the
+ *         accepting one gives up (WAITING -> STORING), by compare-and-swap; one wins. seq grows
+ *         whenever the chunk gets a new meaning, so a late claim finds nothing.
+ * Order   msg.order counts acceptances of the slot; a successor stores in that order.
+ * Body    dialect-free: `"id":1,"name":"a","to":2,"msg":"..","time":".."` (the core) and then
+ *         the tail `,"x":..,"ts":..,"mid":"..","cid":".."`. A plain receiver gets both.
+ */
+#ifndef PARLEY_MSG_H
+#define PARLEY_MSG_H
+
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "shm/chunk.h"
+#include "worker/base/json.h"
+#include "worker/proto.h"
+
+enum msg_state {
+	M_NONE = 0,
+	M_WAITING,	/* OUT: in another worker's inbox */
+	M_TAKEN,	/* OUT: the recipient's worker answers for it */
+	M_STORING,	/* OUT or HELD: a store job has a copy; never forgotten before its commit */
+	M_COMMITTED,	/* OUT group: has its number; the fan-out is due */
+	M_PREPARED,	/* HELD: copied, not yet taken from the accepting worker */
+	M_HELD,		/* HELD: written or about to be, unconfirmed */
+	M_STORED,	/* HELD: unconfirmed for long, committed to the store meanwhile */
+	M_DELETING	/* HELD: confirmed; its row is being deleted */
+};
+
+enum msg_kind { MK_DIRECT = 1, MK_GROUP, MK_ROW, MK_GREF };
+
+#define MF_CID    1u	/* the sender waits for CHAT_ACK */
+#define MF_SILENT 2u	/* HELD: the receiver does not confirm: written is delivered */
+#define MF_GONE   4u	/* HELD: confirmed while STORING: delete the row at commit */
+#define MF_TOLD   8u	/* the sender has been answered */
+#define MF_STORE 16u	/* HELD, but in no session's list: on its way to the store only */
+#define MF_MUST  32u	/* accepted: a store job that fails is repeated, not reported */
+
+struct msg {
+	_Atomic uint32_t word;		/* seq << 8 | enum msg_state */
+	uint8_t kind, flags;
+	uint16_t to_off;		/* offset of `"to"` in the body, 0 in group messages */
+	uint64_t order;
+	uint32_t sender, srec, sgen;	/* who sent it, on which connection */
+	uint32_t rcpt;			/* user, or group of MK_GROUP and MK_GREF */
+	uint32_t rrec, rgen;		/* the session it is for */
+	unsigned char mid[16];
+	uint64_t ts;
+	uint64_t row;			/* MK_ROW: row id; groups: number in the group */
+	uint64_t wend;			/* HELD: delivered when the stream was written up to here */
+	uint64_t since_ms;		/* monotonic, when this worker became its owner */
+	uint32_t n;			/* delivery number of an ack session */
+	uint32_t origin_slot, origin_ref, origin_seq;	/* HELD: the accepting worker's entry */
+	uint32_t lane_next;		/* OUT: next of its lane */
+	uint32_t req_len;		/* OUT: the sender's `req`, behind the body; not copied */
+	uint32_t body_len, core_len;
+	uint32_t cid_off, cid_len;	/* the cid's text in the body, without quotes */
+	char body[];
+};
+
+static inline enum msg_state msg_word_state(uint32_t w) { return (enum msg_state)(w & 0xff); }
+static inline uint32_t msg_word_seq(uint32_t w) { return w >> 8; }
+static inline uint32_t msg_word(uint32_t seq, enum msg_state s) { return seq << 8 | s; }
+
+struct msg *msg_at(uint32_t ref);			/* own region */
+struct msg *msg_of(uint32_t slot, uint32_t ref);	/* any slot's; NULL unless a sane CHUNK_MSG */
+enum msg_state msg_state(const struct msg *m);
+uint32_t msg_seq(const struct msg *m);
+void msg_set_state(struct msg *m, enum msg_state s);	/* keeps seq */
+/* Compare-and-swap of the state at sequence SEQ; false: somebody else was first. */
+bool msg_claim(struct msg *m, uint32_t seq, enum msg_state from, enum msg_state to);
+
+/* A fresh entry with room for BODY_LEN; state M_NONE, seq raised, order taken. CHUNK_NONE: full. */
+uint32_t msg_new(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len);
+/* The same with room for EXTRA bytes behind the body (`req`). */
+uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len, size_t extra);
+/* Copies somebody else's entry (body included) into a new one. */
+uint32_t msg_copy(const struct msg *from, uint32_t sess, uint32_t gen);
+void msg_free(uint32_t ref);
+
+/* Bytes that msg_render() needs at the most. */
+size_t msg_frame_max(const struct msg *m);
+/* The frame for a receiver: N > 0 adds the delivery number. TERM: its line ending. Returns bytes. */
+size_t msg_render(char *out, const struct msg *m, enum proto_dialect d, uint32_t n, char term);
+/* The complete plain object as it is kept in the store: `{"msgid":5,` body `}`. */
+size_t msg_store_text(char *out, const struct msg *m);
+/*
+ * An entry from the store's text: kind ROW or GREF, body rebuilt so that both dialects can be
+ * rendered. CHUNK_NONE when the region is full or the text is not what we wrote.
+ */
+uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const char *text,
+    size_t len, uint32_t sender, const unsigned char mid[16], uint64_t ts, uint64_t row);
+
+
+/* What a chat message says, apart from what its sender's client carried along. */
+struct msg_parts {
+	uint32_t sender, rcpt;
+	bool group;
+	const char *name;			/* of the sender, UTF-8 */
+	size_t name_len;
+	struct json_val msg, time;		/* time.type JSON_NONE: time_text stands for it */
+	const char *time_text;
+	uint64_t ts;
+	unsigned char mid[16];
+	const char *cid;			/* plain text; NULL: none */
+	size_t cid_len;
+};
+
+struct msg_marks { uint32_t core_len, cid_off, cid_len; uint16_t to_off; };
+
+/*
+ * Writes the body to W: the core from PARTS, the members of ROOT that are carried through, ts, mid, cid.
+ */
+void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json *j,
+    const struct json_val *root, struct msg_marks *marks_r);
+
+void msg_hex(const unsigned char mid[16], char out[33]);
+
+#endif

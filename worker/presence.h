@@ -1,0 +1,35 @@
+/*
+ * presence.h - who watches whom on this worker, and what they were told.
+ *
+ * Scope   an index watched user -> sessions that list them, in the heap, made at login from the
+ *         friend list. Coming and going is one small item a worker; each expands it to its own
+ *         sessions. A session is told only what it does not know already: the index remembers the
+ *         state last shown. Going offline is told after presence_delay_ms of absence.
+ */
+#ifndef PARLEY_PRESENCE_H
+#define PARLEY_PRESENCE_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "worker/state.h"
+
+struct item;
+
+/* The friends of a session, as ids in its lists chunk. */
+bool presence_add(struct conn *c, uint32_t user, bool shown_online);
+void presence_del(struct conn *c, uint32_t user);
+bool presence_watches(const struct conn *c, uint32_t user);
+void presence_index(struct conn *c);		/* an adopted session */
+void presence_unindex(struct conn *c);
+void presence_free_list(struct conn *c);
+
+/* A user's session is live here: tell everybody. */
+void presence_online(uint32_t user);
+/* A user was unbound here: tell everybody after the delay, unless they are back. */
+void presence_left(uint32_t user);
+void presence_on_item(const struct item *it);
+/* End of turn: the PRESENCE frames. */
+void presence_turn_end(void);
+
+#endif
