@@ -228,6 +228,7 @@ static const struct { const char *text; int line; const char *why; } wrong[] = {
 	{ "listen = :6000", 1, "ADDRESS:PORT" }, { "listen = 1.2.3:1", 1, "a numeric address" },
 	{ "listen = *:1 dialect=old", 1, "dialect=plain and dialect=classic" },
 	{ "listen = *:1 proxy", 1, "PROXY" }, { "listen = \"/x", 1, "quotes" },
+	{ "listen = ./a\"b", 1, "quotes" },
 	{ "listen = unix:", 1, "a path is missing" }
 };
 
@@ -272,6 +273,19 @@ static void odd_bytes(void **state)
 	assert_int_equal(c.backlog, 5);
 	assert_int_equal(conf_read_text(&c, "f", text, 4097, tell, told), 1);
 	assert_non_null(strstr(told, "longer than 4096 bytes"));
+	/* a value is shorter than a line, so that its dump is a line even if all is escaped */
+	memset(text, '"', 6000);
+	memcpy(text, "user=", 5);
+	told[0] = '\0';
+	text[5 + 1024] = '\0';
+	assert_int_equal(conf_override(&c, text, tell, told), 1);
+	assert_non_null(strstr(told, "quotes do not match"));
+	text[5] = 'x';
+	assert_int_equal(conf_override(&c, text, tell, told), 0);
+	text[5 + 1024] = 'x';
+	text[5 + 1025] = '\0';
+	assert_int_equal(conf_override(&c, text, tell, told), 1);
+	assert_non_null(strstr(told, "longer than 1024 bytes"));
 	free(text);
 	conf_free(&c);
 }
@@ -360,6 +374,7 @@ static void combinations(void **state)
 	bad_together("listen = /x\nlisten = unix:/x\n", "unix:/x is given twice");
 	snprintf(text, sizeof text, "state_dir = /%0100d\n", 0);
 	bad_together(text, "control: the path is too long");
+	bad_together("state_dir = :memory:\n", "store: the path of a file is needed");
 	/* what depends on others follows them */
 	good(&c, "max_frame = 1m\nmax_sessions = 100\nmax_workers = 1\nstate_dir = /s//\n");
 	assert_int_equal(c.output_limit, 4 << 20);
