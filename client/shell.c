@@ -577,7 +577,8 @@ static int begin(struct shell *sh)
 	int rc;
 
 	net_start(talk_net(sh->talk), false);
-	turn_until(sh, is_connected, 0);
+	if (!turn_until(sh, is_connected, 0))
+		return SHELL_CONNECT;		/* interrupted */
 	if (net_state(talk_net(sh->talk)) != NET_UP)
 		return say_connect(sh, net_why(talk_net(sh->talk)));
 	if (sh->o.name != NULL) {
@@ -636,9 +637,12 @@ static int run_terminal(struct shell *sh)
 	show_note(sh->show, "/help lists the commands, /quit leaves");
 	while (!sh->quit) {
 		const char *typed;
-		enum line_rc lrc = line_read(sh->line, &typed);
+		enum line_rc lrc;
 		char *copy;
 
+		turn_until(sh, is_written, 0);
+		set_prompt(sh);			/* the right one from the start */
+		lrc = line_read(sh->line, &typed);
 		if (lrc == LINE_EOF || (lrc == LINE_CANCELLED && typed[0] == '\0'))
 			break;
 		if (lrc == LINE_CANCELLED || typed[strspn(typed, " \t")] == '\0')
@@ -654,6 +658,11 @@ static int run_terminal(struct shell *sh)
 	return SHELL_OK;
 }
 
+static bool is_not_lost(struct shell *sh)
+{
+	return talk_state(sh->talk) != TALK_LOST;
+}
+
 static bool is_answered(struct shell *sh)
 {
 	return talk_asking(sh->talk) == 0;
@@ -665,6 +674,7 @@ static bool run_script_line(struct shell *sh, char *line, size_t *abandoned)
 	uint64_t end = clock_now_ms() + sh->o.timeout_s * 1000ull;
 	unsigned failures = talk_failures(sh->talk);
 
+	turn_until(sh, is_not_lost, sh->o.timeout_s * 1000ull);
 	if (command_run(sh, line) != 0)
 		return false;
 	while (!is_answered(sh) || talk_unsafe_fresh(sh->talk) > *abandoned) {

@@ -198,6 +198,32 @@ def test_down_server_comes_back(server, start):
     assert [f["msg"] for f in server.of(5)] == ["while away"]
 
 
+def test_a_script_waits_for_the_connection(server, start):
+    each = start("alice", "--timeout", "60")
+    server.wait_online(1)
+    server.close()
+    wait_until(lambda: any("connection lost" in line for line in each.err))
+    each.type("addfriend:bob")
+    server.open()
+    each.wait_out("bob is your friend", 30)
+    assert each.end() == 0
+
+
+def test_an_answer_that_the_connection_took_along_is_a_failure(server, start):
+    each = start("alice", "--timeout", "60")
+    first = server.wait_online(1)
+    with server.lock:
+        server.silent = True
+    each.type("addfriend:bob")
+    server.wait(lambda: server.of(6), "the request")
+    with server.lock:
+        server.silent = False
+        first.cut()
+    server.wait_online(1, other_than=first)
+    assert each.end() == 1
+    assert any("cannot add bob to your friends: the connection was lost" in line for line in each.err)
+
+
 @pytest.mark.parametrize("errno", [7, 9])
 def test_refused_for_now_waits_then_sends_the_lane_again_in_order(tmp_path, server, start, errno):
     """After 7 or 9 everything that is open for that recipient comes again, others are not held."""

@@ -1,5 +1,6 @@
 """parley on a terminal, as a person sees it: a pty with a screen."""
 
+import os
 import re
 import time
 
@@ -7,6 +8,7 @@ import pytest
 
 from client_support import Tty
 from fake_server import FakeServer
+from parleytest import SCALE
 
 
 @pytest.fixture
@@ -328,6 +330,20 @@ def test_end_of_input_leaves(server, alice):
     assert server.of(10)
 
 
+def test_a_terminal_that_is_gone_ends_it(server, alice):
+    alice.type("/msg bob last words\n")
+    server.wait(lambda: server.of(5), "the message")
+    os.close(alice.fd)
+    alice.fd = os.open("/dev/null", os.O_RDONLY)
+    end = time.monotonic() + 10 * SCALE
+    while not alice.status:
+        pid, status = os.waitpid(alice.pid, os.WNOHANG)
+        if pid:
+            alice.status = status or "ended"
+        assert time.monotonic() < end, "it lives on without a terminal"
+        time.sleep(0.01)
+
+
 def test_stop_and_continue(server, open_tty):
     server.add_user("alice")
     tty = open_tty("--no-color", under=["bash", "-mc", '"$@"; echo stopped; read x; fg', "bash"])
@@ -373,5 +389,7 @@ def test_colours_only_where_wanted(server, open_tty):
     plain.type("/quit\n")
     plain.wait_end()
     coloured = open_tty("alice", PARLEY_PASSWORD="pw")
-    coloured.expect("^alice>")
+    coloured.expect("^\\* /help lists the commands")
+    coloured.expect_last("alice>")
+    assert b"parley>" not in coloured.raw
     assert b"\x1b[2m" in coloured.raw
