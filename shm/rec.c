@@ -227,9 +227,10 @@ void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen)
 
 void rec_mend(void)
 {
-	uint32_t high = rec_high();
+	/* Not only below rec_high: a claim that was cut off had set its hint before it raised that. */
+	uint32_t reserved = atomic_load(&shm->head->rec_reserved);
 
-	for (uint32_t i = 0; i < high; i++) {
+	for (uint32_t i = 0; i < reserved; i++) {
 		struct rec *r = rec_at(i);
 		bool taken = (atomic_load(hint_at(i)) & hint_bit(i)) != 0;
 
@@ -242,7 +243,7 @@ void rec_mend(void)
 		}
 		atomic_fetch_and(hint_at(i), ~hint_bit(i));
 	}
-	lower_to(&shm->head->rec_low, hint_find(0, high));
+	lower_to(&shm->head->rec_low, hint_find(0, reserved));
 }
 
 const char *rec_check(uint32_t i)
