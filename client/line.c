@@ -32,7 +32,7 @@ struct line {
 	const char *question;
 	char *offer[OFFERS_MAX];
 	size_t noffers;
-	struct termios saved;
+	struct termios original, saved;
 };
 
 /* ---- the terminal -------------------------------------------------------------------------- */
@@ -131,8 +131,7 @@ void line_suspend(struct line *l)
 	line_hide(l);
 	if (l->mode == MODE_EDIT)
 		el_set(l->el, EL_PREP_TERM, 0);
-	else
-		tcsetattr(STDIN_FILENO, TCSADRAIN, &l->saved);
+	tcsetattr(STDIN_FILENO, TCSADRAIN, &l->original);
 }
 
 void line_resume(struct line *l)
@@ -291,6 +290,7 @@ struct line *line_new(const struct line_ops *ops, void *arg)
 	l->ops = *ops;
 	l->arg = arg;
 	l->prompt = text_copy("> ");
+	tcgetattr(STDIN_FILENO, &l->original);
 	l->ansi = term != NULL && term[0] != '\0' && strcmp(term, "dumb") != 0;
 	l->el = el_init("parley", stdin, stdout, stderr);
 	l->hist = history_init();
@@ -304,6 +304,8 @@ struct line *line_new(const struct line_ops *ops, void *arg)
 	el_set(l->el, EL_PROMPT_ESC, prompt_cb, '\1');
 	el_set(l->el, EL_EDITOR, "emacs");
 	el_set(l->el, EL_SIGNAL, 0);
+	/* what is typed between two lines shows when the next one is edited, and only then */
+	el_set(l->el, EL_SETTY, "-x", "-echo", NULL);
 	el_set(l->el, EL_HIST, history, l->hist);
 	el_set(l->el, EL_GETCFN, getc_cb);
 	/* the wide form: the other one copies the names and never frees them */
@@ -348,6 +350,7 @@ enum line_rc line_read(struct line *l, const char **text_r)
 
 	l->mode = MODE_EDIT;
 	l->hidden = l->cancelled = false;
+	el_set(l->el, EL_PREP_TERM, 1);		/* before the prompt invites to type */
 	got = el_gets(l->el, &n);
 	l->mode = MODE_NONE;
 	text_clear(&l->typed);
@@ -371,6 +374,8 @@ enum line_rc line_ask(struct line *l, const char *question, bool secret, struct 
 	t = l->saved;
 	if (secret)
 		t.c_lflag &= ~(tcflag_t)ECHO;
+	else
+		t.c_lflag |= ECHO;
 	t.c_lflag |= ICANON | ISIG;
 	t.c_iflag |= ICRNL;
 	if (tty)
