@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <signal.h>
-#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -127,7 +126,8 @@ enum statedir_holder statedir_lock(struct statedir *sd, struct statedir_owner *o
 	ssize_t n;
 
 	*owner_r = (struct statedir_owner){ 0 };
-	if (flock(sd->lock, LOCK_EX | LOCK_NB) == 0)
+	sd->locked = flock(sd->lock, LOCK_EX | LOCK_NB) == 0;
+	if (sd->locked)
 		return STATEDIR_MINE;
 	if (errno != EWOULDBLOCK && errno != EINTR)
 		return STATEDIR_ERROR;
@@ -153,9 +153,10 @@ int statedir_sign(struct statedir *sd, uint32_t stop_seconds)
 
 void statedir_unlock(struct statedir *sd)
 {
-	if (sd->lock >= 0) {
+	if (sd->locked) {
 		(void)ftruncate(sd->lock, 0);
 		(void)flock(sd->lock, LOCK_UN);
+		sd->locked = false;
 	}
 }
 

@@ -16,12 +16,14 @@
 #ifndef PARLEY_MASTER_STATEDIR_H
 #define PARLEY_MASTER_STATEDIR_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
 
 struct statedir {
 	int dir, lock;			/* -1: not open */
+	bool locked;
 	uid_t uid;			/* owner of what is made, (uid_t)-1: ourselves */
 	gid_t gid;
 };
@@ -46,7 +48,7 @@ enum statedir_holder statedir_lock(struct statedir *sd, struct statedir_owner *o
 int statedir_sign(struct statedir *sd, uint32_t stop_seconds);
 /* SIGKILLs every process that has the lock file open, but this one. Returns how many. */
 unsigned statedir_kill_holders(struct statedir *sd);
-/* Gives the lock up although children may still have it: for an orderly end only. */
+/* Gives the lock up, if it is ours, although children may still have it: for an orderly end only. */
 void statedir_unlock(struct statedir *sd);
 
 /* The host's id: GIVEN where that is not "", else the stored one, else a new one. */

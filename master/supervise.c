@@ -442,7 +442,9 @@ static void obituary(const struct sup *s, unsigned i, int status, uint64_t now_m
 		    strsignal(WTERMSIG(status)), WCOREDUMP(status) ? ", core dumped" : "");
 	else
 		snprintf(how, sizeof how, "exited with code %d", WEXITSTATUS(status));
-	if (p->barred)
+	if (s->phase == SUP_STOPPING)
+		snprintf(what, sizeof what, "the daemon is stopping");
+	else if (p->barred)
 		snprintf(what, sizeof what, "not started again before a reload");
 	else if (p->respawn_ms > now_ms)
 		snprintf(what, sizeof what, "a new one in %u ms", p->delay_ms);
