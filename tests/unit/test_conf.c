@@ -467,7 +467,8 @@ static void dump_reads_back(void **state)
 	size_t len;
 
 	(void)state;
-	good(&a, "listen = \"./a b\" dialect=classic\nlisten = [::1]:5\nstore = \"mysql://u:\\\"\\\\#@h/d\"\n"
+	good(&a, "listen = \"./a b\" dialect=classic\nlisten = [::1]:5\n"
+	    "store = \"mysql://u:\\\"\\\\#@h/d\"\n"
 	    "login_seconds = 0.001\nconfirm_timeout = 0.123\nhash_memory = 9\nmemory_limit = 64g\n"
 	    "duplicate_login = replace\nregistration = off\nlog_level = error\nworkers = auto\n"
 	    "sqlite_synchronous = normal\nclassic_gap_ms = 1\nhost_id = x\n");

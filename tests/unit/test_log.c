@@ -105,7 +105,8 @@ static void levels(void **state)
 	log_set_level(LOG_L_DEBUG);
 	log_debug("five");
 	log_fatal("six");
-	assert_matches(content(path), "info: two\n[^\n]*error: four\n[^\n]*debug: five\n[^\n]*fatal: six\n$");
+	assert_matches(content(path),
+	    "info: two\n[^\n]*error: four\n[^\n]*debug: five\n[^\n]*fatal: six\n$");
 	assert_null(strstr(content(path), "one"));
 	assert_null(strstr(content(path), "three"));
 }
@@ -115,7 +116,8 @@ static void nobody_forges_a_line(void **state)
 	(void)state;
 	log_info("%s", "a\nb\r\t\x1b[2J\x7f\xc2\x9b \xc3\xa9 \xe2\x82\xac\x01");
 	assert_matches(content(path),
-	    "info: a\\\\x0Ab\\\\x0D\\\\x09\\\\x1B\\[2J\\\\x7F\\\\xC2\\\\x9B \xc3\xa9 \xe2\x82\xac\\\\x01\n$");
+	    "info: a\\\\x0Ab\\\\x0D\\\\x09\\\\x1B\\[2J"
+	    "\\\\x7F\\\\xC2\\\\x9B \xc3\xa9 \xe2\x82\xac\\\\x01\n$");
 }
 
 static void long_lines_are_cut(void **state)
@@ -207,7 +209,8 @@ static void a_panic_says_where(void **state)
 	}
 	assert_int_equal(waitpid(pid, &status, 0), pid);
 	assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGABRT);
-	assert_matches(content(path), "fatal: panic: .*test_log\\.c:[0-9]+: 2 \\+ 2 == 5 does not hold\n$");
+	assert_matches(content(path),
+	    "fatal: panic: .*test_log\\.c:[0-9]+: 2 \\+ 2 == 5 does not hold\n$");
 }
 
 static void clock_agrees_with_the_kernel(void **state)
