@@ -111,7 +111,7 @@ def test_two_people_chat(server, open_tty):
 
 
 @pytest.mark.parametrize("cols", [80, 20])
-@pytest.mark.parametrize("typed", ["half a line", "größe und 日本語 wide", "x" * 77])
+@pytest.mark.parametrize("typed", ["half a line", "größe und 日本語 wide", "x" * 77, "日本語" * 6])
 def test_a_message_does_not_tear_the_line_being_typed(server, open_tty, typed, cols):
     server.add_user("alice")
     server.add_user("bob")
