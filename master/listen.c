@@ -8,6 +8,7 @@
 #include "master/listen.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <linux/filter.h>
 #include <netdb.h>
 #include <netinet/in.h>
@@ -146,9 +147,8 @@ int listen_unix(const char *path, mode_t mode, int backlog, struct listen_file *
     char *why, size_t cap)
 {
 	struct sockaddr_un sun;
-	struct stat st;
 	mode_t old;
-	int fd = -1, rc;
+	int fd = -1, inode = -1, rc;
 
 	if (unix_address(path, &sun) < 0) {
 		snprintf(why, cap, "%s: %s", path, strerror(errno));
@@ -162,18 +162,20 @@ int listen_unix(const char *path, mode_t mode, int backlog, struct listen_file *
 	old = umask(0777 & ~mode);		/* never wider than wanted, not even for a moment */
 	rc = bind(fd, (struct sockaddr *)&sun, sizeof sun);
 	umask(old);
-	if (rc < 0 || lstat(path, &st) < 0 || listen(fd, backlog) < 0)
+	if (rc < 0 || (inode = open(path, O_PATH | O_NOFOLLOW | O_CLOEXEC)) < 0 ||
+	    listen(fd, backlog) < 0)
 		goto fail;
 	file_r->path = strdup(path);
 	if (file_r->path == NULL) {
 		unlink(path);
 		goto fail;
 	}
-	file_r->dev = st.st_dev;
-	file_r->ino = st.st_ino;
+	file_r->inode = inode;
 	return fd;
 fail:
 	snprintf(why, cap, "%s: %s", path, strerror(errno));
+	if (inode >= 0)
+		close(inode);
 	if (fd >= 0)
 		close(fd);
 	return -1;
@@ -181,12 +183,14 @@ fail:
 
 void listen_unlink(struct listen_file *file)
 {
-	struct stat st;
+	struct stat ours, there;
 
 	if (file->path == NULL)
 		return;
-	if (lstat(file->path, &st) == 0 && st.st_dev == file->dev && st.st_ino == file->ino)
+	if (fstat(file->inode, &ours) == 0 && lstat(file->path, &there) == 0 &&
+	    there.st_dev == ours.st_dev && there.st_ino == ours.st_ino)
 		(void)unlink(file->path);
+	close(file->inode);
 	free(file->path);
 	file->path = NULL;
 }

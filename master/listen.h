@@ -22,8 +22,11 @@
 
 #include "worker/base/conf.h"
 
-/* A unix socket's file, remembered to be removed only while it is still ours. */
-struct listen_file { char *path; dev_t dev; ino_t ino; };
+/*
+ * A unix socket's file, remembered to be removed only while it is still ours. Its inode is kept
+ * open (O_PATH), because the number of a removed file goes to the next one. path NULL: none.
+ */
+struct listen_file { char *path; int inode; };
 
 struct listeners {
 	unsigned nlisten, nslots;
