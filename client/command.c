@@ -152,7 +152,7 @@ static int run_say(struct shell *sh, char *args, char sep)
 
 	(void)sep;
 	if (to->id == 0 && to->name[0] == '\0')
-		return complain(sh, "no conversation is open: /to NAME, or /msg NAME TEXT, or /help");
+		return complain(sh, "no conversation is open: /to NAME or /msg NAME TEXT");
 	return talk_chat(shell_talk(sh), to, args);
 }
 
@@ -350,8 +350,8 @@ static int run_help(struct shell *sh, char *args, char sep)
 		help_line(sh, c);
 	show_line(shell_show(sh), "A line without a slash goes to the open conversation (/to). "
 	    "//text sends \"/text\".");
-	show_line(shell_show(sh), "Names work as well as ids; write \"a name\" with blanks or colons "
-	    "in quotes, #name for a group.");
+	show_line(shell_show(sh), "Names work as well as ids; write \"a name\" with blanks or "
+	    "colons in quotes, #name for a group.");
 	return 0;
 }
 
@@ -362,7 +362,8 @@ static const struct command commands[] = {
 	{ "/to", NULL, NULL, TAKES_EITHER, "[NAME|#GROUP]",
 	    "open a conversation: plain lines go there", run_to },
 	{ "/say", NULL, NULL, TAKES_TEXT, "TEXT", "send to the open conversation", run_say },
-	{ "/friend", NULL, "addfriend:ID", TAKES_PERSON, "NAME", "add to your friends", run_friend },
+	{ "/friend", NULL, "addfriend:ID", TAKES_PERSON, "NAME", "add to your friends",
+	    run_friend },
 	{ "/unfriend", NULL, "delfriend:ID", TAKES_PERSON, "NAME", "remove from your friends",
 	    run_unfriend },
 	{ "/friends", NULL, "showfriendlist", TAKES_NOTHING, "", "list your friends", run_friends },
@@ -374,8 +375,8 @@ static const struct command commands[] = {
 	{ "/groups", NULL, "showgrouplist", TAKES_NOTHING, "", "list your groups", run_groups },
 	{ "/group", "/g", "groupchat:ID:TEXT", TAKES_GROUP, "GROUP TEXT", "send to a group",
 	    run_group },
-	{ "/who", NULL, NULL, TAKES_GROUP, "[GROUP]", "friends who are online, or a group's members",
-	    run_who },
+	{ "/who", NULL, NULL, TAKES_GROUP, "[GROUP]",
+	    "friends who are online, or a group's members", run_who },
 	{ "/login", NULL, NULL, TAKES_NOTHING, "[NAME [PASSWORD]]", "log in", run_login },
 	{ "/register", NULL, NULL, TAKES_NOTHING, "[NAME [PASSWORD]]", "make an account",
 	    run_register },
@@ -409,7 +410,8 @@ static const struct command *find_old(const char *line, size_t *args_r)
 		len = strcspn(c->old, ":");
 		if (strncmp(line, c->old, len) != 0)
 			continue;
-		if (c->old[len] == ':' ? line[len] == ':' : line[len + strspn(line + len, " ")] == '\0') {
+		if (c->old[len] == ':' ? line[len] == ':' :
+		    line[len + strspn(line + len, " ")] == '\0') {
 			*args_r = len + (c->old[len] == ':');
 			return c;
 		}
@@ -444,7 +446,8 @@ int command_run(struct shell *sh, char *line)
 		struct text name = { 0 };
 
 		text_clean(&name, TEXT_SHOWN, line, at);
-		show_error(shell_show(sh), 0, NULL, 0, "%s is no command: /help lists them", name.s);
+		show_error(shell_show(sh), 0, NULL, 0, "%s is no command: /help lists them",
+		    name.s);
 		text_fini(&name);
 		return -1;
 	}
@@ -461,7 +464,8 @@ bool command_is_secret(const char *line)
 
 /* ---- completion ---------------------------------------------------------------------------- */
 
-static void offer(struct line *l, const char *word, const char *after, const char *typed, size_t len)
+static void offer(struct line *l, const char *word, const char *after, const char *typed,
+    size_t len)
 {
 	struct text t = { 0 };
 
@@ -521,7 +525,8 @@ size_t command_complete(struct shell *sh, struct line *l, const char *typed, siz
 				struct text old = { 0 };
 
 				text_add(&old, c->old, strcspn(c->old, ":"));
-				offer(l, old.s, strchr(c->old, ':') != NULL ? ":" : "", line.s, len);
+				offer(l, old.s, strchr(c->old, ':') != NULL ? ":" : "", line.s,
+				    len);
 				text_fini(&old);
 			}
 		}

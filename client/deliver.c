@@ -91,12 +91,18 @@ static void drop_lane(struct deliver *d, size_t i)
 	d->lane[i] = d->lane[--d->nlanes];
 }
 
+static void drop_lanes(struct deliver *d)
+{
+	for (size_t i = 0; i < d->nlanes; i++)
+		free(d->lane[i].key.name);
+	d->nlanes = 0;
+}
+
 void deliver_free(struct deliver *d)
 {
 	if (d == NULL)
 		return;
-	while (d->nlanes > 0)
-		drop_lane(d, 0);
+	drop_lanes(d);
 	outbox_free(d->outbox);
 	seen_free(d->seen);
 	free(d->lane);
@@ -143,8 +149,7 @@ void deliver_up(struct deliver *d, uint64_t serial)
 	d->serial = serial;
 	d->confirmed = d->to_confirm = 0;
 	d->dirty = true;
-	while (d->nlanes > 0)
-		drop_lane(d, 0);
+	drop_lanes(d);
 }
 
 void deliver_down(struct deliver *d)

@@ -20,8 +20,8 @@ struct line_ops {
 	/* Waits for one byte of input: 0..255, LINE_END at the end of input, LINE_CANCEL for ^C. */
 	int (*key)(void *arg);
 	/*
-	 * Completes the LEN bytes typed up to the cursor: calls line_offer() for each whole word that
-	 * could stand in place of the last FROM.. bytes; returns FROM.
+	 * Completes the LEN bytes typed up to the cursor: calls line_offer() for each whole word
+	 * that could stand in place of what begins at FROM; returns FROM.
 	 */
 	size_t (*complete)(void *arg, const char *typed, size_t len);
 };

@@ -183,7 +183,8 @@ static void set_locale(void)
 
 int main(int argc, char **argv)
 {
-	struct args a = { .o = { .colours = getenv("NO_COLOR") == NULL || *getenv("NO_COLOR") == '\0',
+	const char *no_color = getenv("NO_COLOR");
+	struct args a = { .o = { .colours = no_color == NULL || no_color[0] == '\0',
 	    .timeout_s = 30 }, .port = "6000" };
 	char *password;
 	int rc;

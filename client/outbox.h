@@ -33,7 +33,7 @@ struct outbox_msg {
 	char *name;			/* recipient's name where id is 0, else "" */
 	char *label;			/* the recipient's name as known when typed, or the id */
 	char *time, *text;
-	uint64_t sent_on;		/* connection that it was last sent on, 0: none (not in the file) */
+	uint64_t sent_on;		/* connection last sent on, 0: none (not in the file) */
 	bool fresh;			/* typed in this run (not in the file) */
 };
 

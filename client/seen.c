@@ -13,7 +13,7 @@
 
 /* A record is the same in memory and in the file (which never leaves the machine). */
 struct seen_rec {
-	unsigned char key[16];		/* keyed by nothing: mids are hashes already, of any length */
+	unsigned char key[16];		/* hash of the mid, which may be of any length */
 	uint64_t at_ms;
 };
 

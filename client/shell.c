@@ -557,7 +557,8 @@ int shell_register(struct shell *sh, const char *name, const char *password)
 		    (sh->line != NULL && !ask(sh, "Password again: ", true, &again)))
 			show_error(sh->show, 0, NULL, 0, "no password: nothing was registered");
 		else if (sh->line != NULL && strcmp(typed.s, again.s) != 0)
-			show_error(sh->show, 0, NULL, 0, "the passwords differ: nothing was registered");
+			show_error(sh->show, 0, NULL, 0,
+			    "the passwords differ: nothing was registered");
 		else
 			password = typed.s;
 	}
@@ -684,7 +685,8 @@ static bool run_script_line(struct shell *sh, char *line, size_t *abandoned)
 			break;
 		if (now >= end) {
 			show_error(sh->show, 0, NULL, 0,
-			    "not confirmed within %u s: kept and sent again later", sh->o.timeout_s);
+			    "not confirmed within %u s: kept and sent again later",
+			    sh->o.timeout_s);
 			*abandoned = talk_unsafe_fresh(sh->talk);
 			return false;
 		}

@@ -161,7 +161,8 @@ static void error_event(struct show *s, const char *what, int err, const char *e
 	event_aside(s);
 }
 
-void show_error(struct show *s, int err, const char *errmsg, uint64_t retry_ms, const char *fmt, ...)
+void show_error(struct show *s, int err, const char *errmsg, uint64_t retry_ms,
+    const char *fmt, ...)
 {
 	struct text t = { 0 };
 	char *what;
@@ -228,8 +229,8 @@ static void add_party(struct json_out *w, const char *key, int64_t id, const cha
 
 static void message_event(struct show *s, const struct show_msg *m)
 {
-	struct json_out *w = show_event(s, "message", m->text_len * 6 +
-	    (strlen(m->time) + strlen(m->from_name) + strlen(m->to_name) + strlen(m->mid)) * 6 + 512);
+	struct json_out *w = show_event(s, "message", 6 * (m->text_len + strlen(m->time) +
+	    strlen(m->from_name) + strlen(m->to_name) + strlen(m->mid)) + 512);
 
 	add_party(w, "from", m->from, m->from_name);
 	add_party(w, m->group ? "group" : "to", m->to, m->to_name);

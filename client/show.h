@@ -56,7 +56,8 @@ void show_note(struct show *s, const char *fmt, ...) __attribute__((format(print
  * A thing asked for did not happen. ERR is the server's errno or 0 where we say so ourselves;
  * ERRMSG (as received, may be NULL) and RETRY_MS (0: none) are the server's.
  */
-void show_error(struct show *s, int err, const char *errmsg, uint64_t retry_ms, const char *fmt, ...)
+void show_error(struct show *s, int err, const char *errmsg, uint64_t retry_ms,
+    const char *fmt, ...)
     __attribute__((format(printf, 5, 6)));
 void show_message(struct show *s, const struct show_msg *m);
 

@@ -798,7 +798,8 @@ static void say_what_failed(struct talk *t, const struct ask *a, struct text *ou
 		if (words[i].msg != a->msg)
 			continue;
 		text_puts(out, words[i].before);
-		if (words[i].before[len - 1] == ' ' && (a->about.id > 0 || a->about.name[0] != '\0'))
+		if (words[i].before[len - 1] == ' ' &&
+		    (a->about.id > 0 || a->about.name[0] != '\0'))
 			talk_label(t, &a->about, out);
 		else if (words[i].before[len - 1] == ' ')
 			text_puts(out, "groups");
@@ -996,8 +997,8 @@ static void show_groups(struct talk *t)
 
 	while (book_group_at(t->book, count) != NULL)
 		count++;
-	w = show_event(t->show, "groups", count * ((PROTO_NAME_BYTES + PROTO_DESC_BYTES) * 6 + 128) +
-	    64);
+	w = show_event(t->show, "groups",
+	    count * ((PROTO_NAME_BYTES + PROTO_DESC_BYTES) * 6 + 128) + 64);
 	if (w != NULL) {
 		json_key(w, "groups");
 		json_open(w, '[');
@@ -1218,7 +1219,8 @@ static void on_presence(struct talk *t, const struct json_val *root)
 
 static void show_connection(struct talk *t, const char *state, const char *why)
 {
-	struct json_out *w = show_event(t->show, "connection", (strlen(state) + strlen(why)) * 6 + 64);
+	struct json_out *w = show_event(t->show, "connection",
+	    (strlen(state) + strlen(why)) * 6 + 64);
 
 	if (w == NULL)
 		return;

@@ -180,8 +180,8 @@ void text_clean(struct text *t, enum text_style style, const char *s, size_t len
 
 void text_name(struct text *t, const char *name)
 {
-	bool quote = name[0] == '\0' || strchr("#*[]/@\"'(", name[0]) != NULL || text_id(name) > 0 ||
-	    strpbrk(name, " :\"\\") != NULL;
+	bool quote = name[0] == '\0' || strchr("#*[]/@\"'(", name[0]) != NULL ||
+	    text_id(name) > 0 || strpbrk(name, " :\"\\") != NULL;
 
 	if (quote)
 		text_puts(t, "\"");

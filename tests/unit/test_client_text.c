@@ -36,7 +36,7 @@ static void test_clean(void **state)
 		{ "\xe2\x81\xa6", "\\u2066", "\\u2066" },
 		{ "\xef\xbb\xbf", "\\ufeff", "\\ufeff" },
 		{ "\xf3\xa0\x81\x81", "\\U0e0041", "\\udb40\\udc41" },
-		{ "\xe2\x80\x8d", "\xe2\x80\x8d", "\xe2\x80\x8d" },	/* a joiner: emoji need it */
+		{ "\xe2\x80\x8d", "\xe2\x80\x8d", "\xe2\x80\x8d" },	/* a joiner, in emoji */
 		{ "\xff", "\\xff", "\\ufffd" },
 		{ "\xc0\x80", "\\xc0\\x80", "\\ufffd\\ufffd" },		/* overlong NUL */
 		{ "\xed\xa0\x80", "\\xed\\xa0\\x80", "\\ufffd\\ufffd\\ufffd" },	/* a surrogate */
