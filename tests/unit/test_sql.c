@@ -2,6 +2,7 @@
  * The storage layer, every operation on both engines, then what only one of them can suffer.
  */
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -249,6 +250,48 @@ static void test_warnings(void **state)
 	OK(db_ping(db));
 	OK(db_warnings(db, warn_cb, &t));
 	assert_string_equal(t.buf, "");
+}
+
+struct value { const struct db_query *q; int64_t v; };
+
+static int value_fn(struct db *db, void *arg)
+{
+	struct value *v = arg;
+	struct db_stmt *st;
+	int rc = db_use(db, v->q, &st);
+
+	if (rc == DB_OK)
+		rc = db_step_one(st);
+	if (rc == DB_OK)
+		v->v = db_int(st, 0);
+	return rc;
+}
+
+static int64_t value(struct db *db, const struct db_query *q)
+{
+	struct value v = { q, -1 };
+
+	OK(db_run(db, DB_READ, value_fn, &v));
+	return v.v;
+}
+
+static int changes_fn(struct db *db, void *arg)
+{
+	static const struct db_query same = DB_SAME("UPDATE User SET epoch = 0 WHERE id = ?");
+	int64_t id = 1;
+
+	return db_exec_ids(db, &same, 1, &id, arg);
+}
+
+/* A row that an update leaves as it was has been found all the same: both engines count it. */
+static void test_changes(void **state)
+{
+	struct db *db = *state;
+	int64_t changes = 0;
+
+	user_new(db, "ann");
+	OK(db_run(db, DB_WRITE, changes_fn, &changes));
+	assert_int_equal(changes, 1);
 }
 
 /* ---- people ---- */
@@ -608,6 +651,12 @@ static void test_offline_quota(void **state)
 	t.len = 0;
 	OK(db_offline_load(db, 1, 0, 9, 999, message_cb, &t, &more));
 	assert_string_equal(t.buf, "a<9 b<9 c<9 d<9 ");
+	/* to the brim, and one above */
+	for (unsigned i = 0; i < 7; i++)
+		offline_fill(&rows[i], i < 3 ? 5 : 6, i, "z");
+	OK(db_offline_add(db, rows, 7, 3));
+	for (int i = 0; i < 7; i++)
+		RC(rows[i].rc, i == 6 ? DB_FULL : DB_OK);
 }
 
 struct rows { int64_t row[64]; int n; };
@@ -859,6 +908,12 @@ static void test_cursors(void **state)
 	OK(db_cursor_set(db, many, 200));
 	backlog_is(db, 1, 0, "");
 	backlog_is(db, 3, 0, "");
+	post(db, 2, 1, 1, "x", DB_OK, 1);
+	post(db, 2, 1, 2, "x", DB_OK, 2);
+	many[0] = (struct db_cursor){ 2, 1, 2 };
+	many[1] = (struct db_cursor){ 2, 1, 1 };
+	OK(db_cursor_set(db, many, 2));
+	backlog_is(db, 1, 0, "");
 	/* dissolved with something to come */
 	post(db, 1, 3, 8, "8", DB_OK, 8);
 	cursor(db, 1, 3, 8);
@@ -891,8 +946,11 @@ static void numbers_are(struct db *db, int32_t group, const char *want)
 	assert_string_equal(t.buf, want);
 }
 
+static int64_t value(struct db *db, const struct db_query *q);
+
 static void test_purge(void **state)
 {
+	static const struct db_query q_groups = DB_SAME("SELECT COUNT(*) FROM AllGroup");
 	struct db *db = *state;
 	bool dissolved;
 
@@ -928,8 +986,10 @@ static void test_purge(void **state)
 	numbers_are(db, 2, "1:x 2:x 3:x ");
 	cursor(db, 2, 1, 3);
 	cursor(db, 2, 3, 3);
+	assert_int_equal(value(db, &q_groups), 2);
 	purge_all(db, 0, INT64_MAX, 100);
 	numbers_are(db, 2, "");
+	assert_int_equal(value(db, &q_groups), 1);
 	post(db, 2, 1, 1, "x", DB_GONE, 0);
 	assert_int_equal(group_new(db, 1, "two"), 3);
 }
@@ -1056,6 +1116,42 @@ static void test_writers_mixed(void **state)
 	assert_string_equal(t.buf, "1=one/about n1* 39..0 2=two/about n1* 39..0 ");
 	OK(db_offline_load(db, 1, 0, 60, SIZE_MAX, rows_cb, &got, &more));
 	assert_true(more);			/* all three wrote the same mids: none is doubled */
+}
+
+/* All register the same names at once: each is given once, and nobody sees an error. */
+static int importer(int me)
+{
+	enum { N = 60 };
+	struct db *db = env_open(NULL);
+	char names[N][16];
+
+	for (int round = 0; round < 20; round++) {
+		struct user_import rows[N];
+
+		for (int i = 0; i < N; i++) {
+			snprintf(names[i], sizeof names[i], "r%dn%d", round, me & 1 ? i : N - 1 - i);
+			rows[i] = (struct user_import){ names[i], "h", 0, 0 };
+		}
+		if (db_user_import(db, rows, N) != DB_OK) {
+			fprintf(stderr, "importer: %s\n", db_errmsg(db));
+			return 1;
+		}
+		for (int i = 0; i < N; i++)
+			if (rows[i].rc != DB_OK && rows[i].rc != DB_CONFLICT)
+				return 2;
+	}
+	db_close(db);
+	return 0;
+}
+
+static void test_writers_import(void **state)
+{
+	static const struct db_query q_users = DB_SAME("SELECT COUNT(*) FROM User");
+	struct db *db = *state;
+
+	db_disconnect(db);
+	env_fork(3, importer);
+	assert_int_equal(value(db, &q_users), 20 * 60);
 }
 
 /* ---- trouble ---- */
@@ -1270,6 +1366,56 @@ static void test_my_idle(void **state)
 	}
 }
 
+struct crosser { struct db *db; pthread_barrier_t *both; int64_t first, second; int runs, rc; };
+
+static int cross_fn(struct db *db, void *arg)
+{
+	static const struct db_query touch = DB_SAME("UPDATE User SET epoch = epoch + 1 WHERE id = ?");
+	struct crosser *c = arg;
+	int rc = db_exec_ids(db, &touch, 1, &c->first, NULL);
+
+	if (c->runs++ == 0)
+		pthread_barrier_wait(c->both);		/* each has what the other wants */
+	return rc == DB_OK ? db_exec_ids(db, &touch, 1, &c->second, NULL) : rc;
+}
+
+static void *cross_main(void *arg)
+{
+	struct crosser *c = arg;
+
+	c->rc = db_thread_init();
+	if (c->rc == DB_OK)
+		c->rc = db_run(c->db, DB_WRITE, cross_fn, c);
+	db_thread_end();
+	return NULL;
+}
+
+static void test_my_deadlock(void **state)
+{
+	struct db *db = *state;
+	struct crosser c[2];
+	pthread_barrier_t both;
+	pthread_t t[2];
+	struct user_row u;
+
+	user_new(db, "a");
+	user_new(db, "b");
+	pthread_barrier_init(&both, NULL, 2);
+	for (int i = 0; i < 2; i++) {
+		c[i] = (struct crosser){ env_open(NULL), &both, 1 + i, 2 - i, 0, 1 };
+		assert_int_equal(pthread_create(&t[i], NULL, cross_main, &c[i]), 0);
+	}
+	for (int i = 0; i < 2; i++) {
+		pthread_join(t[i], NULL);
+		RC(c[i].rc, DB_OK);
+		db_close(c[i].db);
+		OK(db_user_by_id(db, 1 + i, &u));
+		assert_int_equal(u.epoch, 2);
+	}
+	assert_int_equal(c[0].runs + c[1].runs, 3);
+	pthread_barrier_destroy(&both);
+}
+
 /* The link is cut at COMMIT: before the server heard it, or before we heard the answer. */
 static void test_my_unsure(void **state)
 {
@@ -1346,7 +1492,8 @@ static void test_my_refused(void **state)
 	X(test_user_lists), X(test_import), X(test_friends), X(test_groups), X(test_group_end), \
 	X(test_user_del), X(test_offline_order), X(test_offline_quota), X(test_offline_load_del), \
 	X(test_offline_bad_row), X(test_posts), X(test_posts_many), X(test_cursors), \
-	X(test_purge), X(test_writers_numbers), X(test_writers_mixed)
+	X(test_purge), X(test_changes), X(test_writers_numbers), X(test_writers_mixed), \
+	X(test_writers_import)
 
 int main(void)
 {
@@ -1357,7 +1504,7 @@ int main(void)
 	};
 	const struct CMUnitTest my[] = {
 		BOTH(MY), MY(test_my_restart), MY(test_my_frozen), MY(test_my_idle),
-		MY(test_my_unsure), MY(test_my_refused)
+		MY(test_my_deadlock), MY(test_my_unsure), MY(test_my_refused)
 	};
 	int failed;
 

@@ -36,6 +36,7 @@ static atomic_int gate;				/* 1: readers stop until it is 0 */
 static atomic_int at_gate;			/* how many do */
 static atomic_int refuse;			/* 1: user lookups and pings find the store down */
 static atomic_int refuse_some;			/* so many lookups find it down */
+static atomic_int user_adds;			/* calls */
 
 int __real_db_user_add(struct db *db, const char *name, const char *hash, int32_t *id_r);
 int __wrap_db_user_add(struct db *db, const char *name, const char *hash, int32_t *id_r);
@@ -60,6 +61,9 @@ int __wrap_db_user_add(struct db *db, const char *name, const char *hash, int32_
 {
 	int32_t id;
 
+	atomic_fetch_add(&user_adds, 1);
+	if (atomic_load(&refuse))
+		return db_fail(db, DB_DOWN, "refused");
 	if (take(&unsure_before))
 		return DB_UNSURE;
 	if (take(&unsure_after))
@@ -664,11 +668,11 @@ static void test_rows_alone(void **state)
 	(void)state;
 	begin(&s);
 	store_submit(st, offline_new(&r[0], 1, 1, "a"));
-	j = offline_new(&r[1], 1, 2, "");
-	store_job_body(j, big, DB_BODY_MAX + 1);
-	store_submit(st, j);
 	j = offline_new(&r[2], 1, 3, "b");
 	j->limit = 1;					/* another quota than the others' */
+	store_submit(st, j);
+	j = offline_new(&r[1], 1, 2, "");
+	store_job_body(j, big, DB_BODY_MAX + 1);
 	store_submit(st, j);
 	wait_for(r, 3);
 	assert_int_equal(r[0].rc, STORE_OK);
@@ -963,6 +967,31 @@ static void test_down(void **state)
 	end();
 }
 
+/* Of the jobs that a thread has in hand one finds out; the others are not tried in vain. */
+static void test_down_in_hand(void **state)
+{
+	struct store_setup s = setup();
+	struct result r[5];
+
+	(void)state;
+	begin(&s);
+	atomic_store(&refuse, 1);
+	atomic_store(&user_adds, 0);
+	for (int i = 0; i < 5; i++) {
+		struct store_job *j = job_new(STORE_USER_ADD, &r[i]);
+
+		snprintf(j->name, sizeof j->name, "u%d", i);
+		strcpy(j->hash, "$x");
+		store_submit(st, j);
+	}
+	wait_for(r, 5);
+	for (int i = 0; i < 5; i++)
+		assert_int_equal(r[i].rc, STORE_DOWN);
+	assert_int_equal(atomic_load(&user_adds), 1);
+	atomic_store(&refuse, 0);
+	end();
+}
+
 static void test_file_away(void **state)
 {
 	struct store_setup s = setup();
@@ -1041,22 +1070,27 @@ static void test_free_bounded(void **state)
 	double t;
 
 	(void)state;
-	s.timeout_seconds = 1;
 	begin(&s);
+	atomic_store(&user_adds, 0);
 	memset(counted, 0, sizeof counted);
 	block(&b);
 	for (int i = 0; i < 10; i++) {
-		store_submit(st, store_job_new(STORE_OFFLINE_ADD, resubmit, NULL));
-		turn(20);
+		struct store_job *j = store_job_new(STORE_USER_ADD, resubmit, NULL);
+
+		strcpy(j->name, "x");
+		strcpy(j->hash, "$x");
+		store_submit(st, j);
 	}
 	t = now_s();
-	store_free(st, 1500);
-	assert_true(now_s() - t < 5);
-	assert_true(counted[-STORE_BUSY] >= 1);
+	store_free(st, 500);
+	assert_true(now_s() - t < 3);
+	/* what had begun ends by itself; nothing more is begun, though the file is free again */
 	unblock(&b);
 	for (t = now_s(); threads("store-") > 0 && now_s() < t + 5;)
 		nap();
 	assert_int_equal(threads("store-"), 0);
+	assert_int_equal(atomic_load(&user_adds), 1);
+	assert_int_equal(counted[-STORE_OK], 0);
 }
 
 static int dir_make(void **state)
@@ -1083,6 +1117,7 @@ int main(void)
 		cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_unsure),
 		cmocka_unit_test(test_deadline), cmocka_unit_test(test_full),
 		cmocka_unit_test(test_pool), cmocka_unit_test(test_down),
+		cmocka_unit_test(test_down_in_hand),
 		cmocka_unit_test(test_file_away), cmocka_unit_test(test_free_drains),
 		cmocka_unit_test(test_free_bounded)
 	};
