@@ -225,6 +225,37 @@ void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen)
 	FAULT("rec.give.1");
 }
 
+void rec_offer(uint32_t i, uint32_t slot)
+{
+	rec_set_state(i, slot, REC_MOVING);
+}
+
+/* Ends an offer of FROM, in favour of NOW. */
+static bool settle(uint32_t i, uint32_t from, uint64_t now)
+{
+	struct rec *r = rec_at(i);
+	uint64_t was = atomic_load(&r->owner);
+
+	return (uint32_t)was == rec_word(from, REC_MOVING) &&
+	    atomic_compare_exchange_strong(&r->owner, &was, now);
+}
+
+bool rec_take(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen)
+{
+	bool taken = settle(i, from, owner(rec_word(to, REC_OPEN), to_gen));
+
+	FAULT("rec.take.1");
+	return taken;
+}
+
+bool rec_unoffer(uint32_t i, uint32_t slot)
+{
+	uint32_t slot_gen;
+
+	rec_owner(rec_at(i), &slot_gen);
+	return settle(i, slot, owner(rec_word(slot, REC_OPEN), slot_gen));
+}
+
 void rec_mend(void)
 {
 	/* Not only below rec_high: a claim that was cut off had set its hint before it raised that. */
@@ -256,7 +287,7 @@ const char *rec_check(uint32_t i)
 		return "free and bound";
 	if (word != 0 && (rec_word_slot((uint32_t)word) < 0 || word >> 32 == 0 ||
 	    (uint32_t)rec_word_slot((uint32_t)word) >= shm->head->max_workers ||
-	    rec_word_state((uint32_t)word) == REC_FREE || rec_word_state((uint32_t)word) > REC_CLOSING))
+	    rec_word_state((uint32_t)word) == REC_FREE || rec_word_state((uint32_t)word) > REC_MOVING))
 		return "has an owner that cannot be";
 	if (word != 0 && i >= rec_high())
 		return "in use above the mark of used ones";

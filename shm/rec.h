@@ -24,7 +24,8 @@ enum rec_state {
 	REC_FREE = 0,
 	REC_ALLOC,		/* claimed, being filled in */
 	REC_OPEN,		/* a connection with a descriptor */
-	REC_CLOSING		/* descriptor gone; stays until all it held is stored */
+	REC_CLOSING,		/* descriptor gone; stays until all it held is stored */
+	REC_MOVING		/* offered to another worker; either side ends that by compare-and-swap */
 };
 
 /* What a bound session does with messages for its user. */
@@ -89,6 +90,13 @@ void rec_free(uint32_t i, uint32_t slot);
 void rec_set_state(uint32_t i, uint32_t slot, enum rec_state s);
 /* Hands an own record to another worker: the commit point of a move. */
 void rec_give(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen);
+/*
+ * A move that may be called off: the owner offers (REC_MOVING); then exactly one of these two
+ * succeeds: the other worker takes the record, OPEN, or the owner has it back, OPEN.
+ */
+void rec_offer(uint32_t i, uint32_t slot);
+bool rec_take(uint32_t i, uint32_t from, uint32_t to, uint32_t to_gen);
+bool rec_unoffer(uint32_t i, uint32_t slot);
 /* Makes the hints agree with the records (after a death). Not under a lock. */
 void rec_mend(void);
 /* What is wrong with a record and its hints (of the moment: look again), or NULL. For checks. */

@@ -51,6 +51,9 @@ enum proto_errno cmd_store_errno(int rc);
 /* An account was deleted: it is looked up again. */
 void cmd_forget_user(uint32_t user);
 void cmd_forget_refused(struct conn *c);
+/* It moves with its session: bytes used (0: there is none), and back. */
+size_t cmd_pack_refused(const struct conn *c, char *out, size_t cap);
+void cmd_unpack_refused(struct conn *c, const char *in, size_t len);
 
 /* A store job on behalf of a request: the connection waits for it (blocked). */
 struct store_job *cmd_job(struct conn *c, int op, const struct req *rq,

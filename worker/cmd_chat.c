@@ -65,6 +65,26 @@ void cmd_forget_refused(struct conn *c)
 	c->refused = NULL;
 }
 
+size_t cmd_pack_refused(const struct conn *c, char *out, size_t cap)
+{
+	if (c->refused == NULL || cap < sizeof *c->refused)
+		return 0;
+	memcpy(out, c->refused, sizeof *c->refused);
+	return sizeof *c->refused;
+}
+
+void cmd_unpack_refused(struct conn *c, const char *in, size_t len)
+{
+	struct refused *f;
+
+	if (len != sizeof *f || (f = malloc(sizeof *f)) == NULL)
+		return;
+	memcpy(f, in, sizeof *f);
+	if (f->n > REFUSED_MAX)
+		f->n = REFUSED_MAX;
+	c->refused = f;
+}
+
 static void refused_add(struct conn *c, bool group, uint32_t key, const unsigned char mid[16])
 {
 	struct refused *f = c->refused;

@@ -81,7 +81,6 @@ static struct conn *conn_make(uint32_t rec, int fd)
 	c->r = rec_at(rec);
 	c->gen = atomic_load(&c->r->gen);
 	c->ix = ix;
-	c->r->heap = ix;
 	c->fd = fd;
 	c->last_ms = c->since_ms = clock_ms();
 	frame_init(&c->scan);
@@ -239,6 +238,7 @@ void conn_accept_fd(int fd, unsigned listener)
 	}
 	if (getpeername(fd, (struct sockaddr *)&ss, &len) == 0)
 		fill_address(c->r, &ss);
+	c->r->heap = c->ix;
 	c->r->fd = fd;
 	c->r->dialect = (uint8_t)d;
 	c->r->listener = (uint8_t)listener;
@@ -813,7 +813,6 @@ struct conn *conn_adopt(uint32_t rec, int fd)
 
 	if (c == NULL)
 		return NULL;
-	c->r->fd = fd;
 	atomic_fetch_add_explicit(&wk->s->connections, 1, memory_order_relaxed);
 	return c;
 }

@@ -68,7 +68,7 @@ void conn_gone(struct conn *c);
 
 void conn_mark_dirty(struct conn *c);
 void conn_flush_all(void);		/* end of turn */
-/* Makes the cache beside a record that this worker just became the owner of (a move). */
+/* Makes the cache beside a record that this worker is about to own (a move); leaves the record alone. */
 struct conn *conn_adopt(uint32_t rec, int fd);
 /* Lets go of one without closing what the new owner has; frees only the cache. */
 void conn_forget(struct conn *c);

@@ -122,6 +122,17 @@ uint64_t group_hint_mark(void)
 	return nhints;
 }
 
+void group_recheck(struct conn *c)
+{
+	uint32_t n;
+	struct member *g = group_list(c, &n);
+
+	for (uint32_t i = 0; i < n; i++)
+		if (g[i].want <= g[i].sent && !(g[i].flags & GM_LEFT))
+			g[i].want = g[i].sent + 1;
+	group_catch_up(c);
+}
+
 /* A session that was loading while hints came by: which of them concern it? */
 void group_hints_since(struct conn *c, uint64_t mark)
 {

@@ -45,6 +45,8 @@ void group_free_list(struct conn *c);
 void group_send(struct conn *c, uint32_t ref);
 /* Commits one that a dead worker had accepted; DONE is called with its reference when all is said. */
 void group_resend(uint32_t ref);
+/* Something may have been said while nobody listened: looks into every group. */
+void group_recheck(struct conn *c);
 /* Reads what the session has missed, if there is room. */
 void group_catch_up(struct conn *c);
 /* Number of the latest hint of this worker: what came since a point in time can be looked up. */

@@ -24,6 +24,7 @@ void move_defer(struct conn *c, const struct item *it);
 void move_on_move(const struct ipc_ctl *m, int fd);
 void move_on_taken(const struct ipc_ctl *m);
 void move_on_keep(const struct ipc_ctl *m);
+uint32_t move_count(void);
 /* Takers that died: their sessions are ours again. */
 void move_check(void);
 

@@ -53,10 +53,20 @@ bool msg_claim(struct msg *m, uint32_t seq, enum msg_state from, enum msg_state 
 	    memory_order_acq_rel, memory_order_acquire);
 }
 
-/* The chunk's former life may have left any word: only its sequence number counts. */
+uint32_t msg_next_seq(void)
+{
+	static uint32_t seq;
+
+	/* A successor goes on elsewhere: a name that a predecessor gave finds nobody. */
+	if (seq == 0)
+		seq = (uint32_t)atomic_load(&wk->s->order) * 31 + wk->gen * 1000003u;
+	return seq = (seq + 1) & 0xffffff;
+}
+
+/* The chunk's former life may have left any word. */
 static void fresh(struct msg *m)
 {
-	uint32_t seq = (msg_seq(m) + 1) & 0xffffff;
+	uint32_t seq = msg_next_seq();
 
 	memset((char *)m + sizeof m->word, 0, sizeof *m - sizeof m->word);
 	atomic_store_explicit(&m->word, msg_word(seq, M_NONE), memory_order_release);
@@ -74,7 +84,8 @@ uint32_t msg_new(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_le
 
 uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len, size_t extra)
 {
-	uint32_t ref = chunk_alloc(wk->region, sizeof(struct msg) + body_len + extra, CHUNK_MSG,
+	/* It is a message only when its word says what: a sweep must not read a former life's. */
+	uint32_t ref = chunk_alloc(wk->region, sizeof(struct msg) + body_len + extra, CHUNK_OUT,
 	    sess, gen);
 
 	if (ref == CHUNK_NONE)
@@ -83,6 +94,8 @@ uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t b
 	fresh(m);
 	m->kind = (uint8_t)kind;
 	m->body_len = (uint32_t)body_len;
+	atomic_store_explicit(&chunk_at(wk->slot, ref)->kind, CHUNK_MSG, memory_order_release);
+	FAULT("msg.new.1");
 	return ref;
 }
 

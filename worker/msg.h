@@ -91,6 +91,8 @@ uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t b
 /* Copies somebody else's entry (body included) into a new one. */
 uint32_t msg_copy(const struct msg *from, uint32_t sess, uint32_t gen);
 void msg_free(uint32_t ref);
+/* A number for an entry that gets a new meaning. */
+uint32_t msg_next_seq(void);
 
 /* Bytes that msg_render() needs at the most. */
 size_t msg_frame_max(const struct msg *m);

@@ -15,6 +15,8 @@
 struct change { uint32_t user; bool online; };
 struct absent { uint32_t user; uint64_t at_ms; };
 
+#define TOLD 0x80000000u		/* in a session's list: shown or told as online (ids are below 2^31) */
+
 static struct index watchers;		/* user -> sessions; flag: they were told "online" */
 static struct change *changes;		/* of this turn, in order */
 static uint32_t nchanges, cap_changes;
@@ -28,7 +30,7 @@ bool presence_watches(const struct conn *c, uint32_t user)
 	const uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
 
 	for (uint32_t i = 0; i < n; i++)
-		if (f[i] == user)
+		if ((f[i] & ~TOLD) == user)
 			return true;
 	return false;
 }
@@ -39,7 +41,7 @@ bool presence_add(struct conn *c, uint32_t user, bool shown_online)
 
 	if (f == NULL)
 		return false;
-	*f = user;
+	*f = user | (shown_online ? TOLD : 0);
 	return index_add(&watchers, user, c->rec, c->gen, shown_online) == 0;
 }
 
@@ -50,19 +52,28 @@ void presence_del(struct conn *c, uint32_t user)
 
 	index_del(&watchers, user, c->rec, c->gen);
 	for (uint32_t i = 0; i < n; i++)
-		if (f[i] == user) {
+		if ((f[i] & ~TOLD) == user) {
 			lists_del(c, LIST_FRIENDS, sizeof *f, i);
 			return;
 		}
 }
 
+static void note(uint32_t user, bool online);
+
+/* What changed while the session was on its way is told by the next turn. */
 void presence_index(struct conn *c)
 {
 	uint32_t n;
 	const uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
 
-	for (uint32_t i = 0; i < n; i++)
-		(void)index_add(&watchers, f[i], c->rec, c->gen, sess_online(f[i]));
+	for (uint32_t i = 0; i < n; i++) {
+		uint32_t user = f[i] & ~TOLD;
+		bool told = (f[i] & TOLD) != 0, online = sess_online(user);
+
+		(void)index_add(&watchers, user, c->rec, c->gen, told);
+		if (told != online)
+			note(user, online);
+	}
 }
 
 void presence_unindex(struct conn *c)
@@ -71,7 +82,19 @@ void presence_unindex(struct conn *c)
 	const uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
 
 	for (uint32_t i = 0; i < n; i++)
-		index_del(&watchers, f[i], c->rec, c->gen);
+		index_del(&watchers, f[i] & ~TOLD, c->rec, c->gen);
+}
+
+static void remember_told(struct conn *c, uint32_t user, bool online)
+{
+	uint32_t n;
+	uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
+
+	for (uint32_t i = 0; i < n; i++)
+		if ((f[i] & ~TOLD) == user) {
+			f[i] = user | (online ? TOLD : 0);
+			return;
+		}
 }
 
 void presence_free_list(struct conn *c)
@@ -179,6 +202,7 @@ static void expand(const struct change *ch)
 		    !session_logged_in(c))
 			continue;
 		e->flag = online;
+		remember_told(c, ch->user, online);
 		if (c->r->dialect == DIALECT_CLASSIC)
 			continue;
 		tell(c, ch->user, online);

@@ -148,7 +148,7 @@ void route_answer(uint32_t srec, uint32_t sgen, enum msg_kind kind, enum verdict
 
 	if (v >= 0 && !cid)
 		return;			/* silence is success */
-	if (c != NULL) {
+	if (c != NULL && c->state != CONN_MOVING) {
 		cmd_verdict(c, kind, v, m != NULL ? m->rcpt : 0, cid ? m->mid : NULL,
 		    cid ? m->body + m->cid_off : NULL, cid ? m->cid_len : 0,
 		    m != NULL ? m->body + m->body_len : NULL, m != NULL ? m->req_len : 0);
@@ -158,20 +158,23 @@ void route_answer(uint32_t srec, uint32_t sgen, enum msg_kind kind, enum verdict
 	if (r == NULL || atomic_load(&r->gen) != sgen)
 		return;			/* the sender is gone */
 	int slot = rec_word_slot(atomic_load(&r->word));
-	if (slot < 0 || (uint32_t)slot == wk->slot)
+	if (slot < 0 || ((uint32_t)slot == wk->slot && c == NULL))
 		return;
 	/* The sender moved to a sibling: all that the answer needs goes along. */
-	struct item_verdict it = { .srec = srec, .sgen = sgen, .kind = kind, .result = v };
-	char tail[16 + 6 * PROTO_CID_MAX];
-	size_t len = 0;
-	it.head.flags = 1;
-	it.ref = m != NULL ? m->rcpt : 0;
-	if (cid && m->cid_len <= sizeof tail - 16) {
-		memcpy(tail, m->mid, 16);
-		memcpy(tail + 16, m->body + m->cid_off, m->cid_len);
-		len = 16 + m->cid_len;
+	struct { struct item_verdict it; char tail[16 + 6 * PROTO_CID_MAX]; } a = { .it = {
+	    .head = { .type = IT_VERDICT, .flags = 1 }, .srec = srec, .sgen = sgen,
+	    .kind = kind, .result = v, .ref = m != NULL ? m->rcpt : 0 } };
+	size_t len = sizeof a.it;
+	if (cid && m->cid_len <= sizeof a.tail - 16) {
+		memcpy(a.tail, m->mid, 16);
+		memcpy(a.tail + 16, m->body + m->cid_off, m->cid_len);
+		len += 16 + m->cid_len;
 	}
-	(void)peer_send((uint32_t)slot, IT_VERDICT, &it, sizeof it, tail, len);
+	a.it.head.len = (uint32_t)len;
+	if (c != NULL)
+		move_defer(c, &a.it.head);	/* it is just leaving: after it */
+	else
+		(void)peer_send((uint32_t)slot, IT_VERDICT, &a, len, NULL, 0);
 }
 
 void route_tell(struct msg *m, enum verdict v)
@@ -309,7 +312,7 @@ static uint32_t lane_revoke(struct lane *l)
 		if (!msg_claim(m, msg_seq(m), M_WAITING, M_STORING))
 			continue;
 		/* A new life: whoever still holds its old name finds nobody. */
-		atomic_store(&m->word, msg_word((msg_seq(m) + 1) & 0xffffff, M_STORING));
+		atomic_store(&m->word, msg_word(msg_next_seq(), M_STORING));
 		*tail = ref;
 		tail = &m->lane_next;
 	}
@@ -632,7 +635,9 @@ void route_on_verdict(const struct item *it)
 		size_t len = it->len - sizeof *v;
 		const char *tail = (const char *)(v + 1);
 
-		if (c != NULL && len >= 16)
+		if (c != NULL && c->state == CONN_MOVING)
+			move_defer(c, it);
+		else if (c != NULL && len >= 16)
 			cmd_verdict(c, (enum msg_kind)v->kind, (enum verdict)v->result, v->ref,
 			    (const unsigned char *)tail, tail + 16, (uint32_t)len - 16, NULL, 0);
 		else if (c != NULL)
