@@ -617,8 +617,11 @@ static void tend_watchdog(struct sup *s, uint64_t now_ms)
 	uint64_t gap = now_ms - s->last_tick_ms;
 
 	s->last_tick_ms = now_ms;
+	/* Stopped ourselves, or the whole machine was: let the workers catch up first. */
 	if (gap > hang_ms(s) / 2)
-		return;		/* we were stopped ourselves: let the workers catch up first */
+		s->calm_until_ms = now_ms + hang_ms(s);
+	if (now_ms < s->calm_until_ms)
+		return;
 	for (unsigned i = 0; i < s->nslots; i++)
 		if (s->slot[i].pid != 0)
 			watch_slot(s, i, now_ms);

@@ -93,6 +93,7 @@ struct sup {
 	int exit_code;
 	char failure[200];		/* why the start failed */
 	uint64_t stop_by_ms, last_tick_ms;
+	uint64_t calm_until_ms;		/* nobody counts as hanging before */
 	uint64_t rebuild_ms, rebuild_delay_ms;
 	unsigned wanted;
 	struct { pid_t pid; bool done, tried; uint64_t due_ms; } migrate;
