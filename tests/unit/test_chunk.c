@@ -376,6 +376,12 @@ static void test_used_up(void **state)
 		for (uint32_t i = 0; i < n; i++)
 			chunk_free(r, refs[i]);
 		assert_int_equal(region_used(r), 0);
+		region_tidy(r);
+		region_tidy(r);				/* its memory is gone; it can be had again */
+		for (uint32_t i = 0; i < n; i++)
+			assert_int_not_equal(refs[i] = chunk_alloc(r, lens[k], CHUNK_IN, 1, 1), CHUNK_NONE);
+		for (uint32_t i = 0; i < n; i++)
+			chunk_free(r, refs[i]);
 		/* One chunk of every size left behind does not keep the whole of it from a big one. */
 		refs[0] = chunk_alloc(r, region_size(r) - sizeof(struct chunk), CHUNK_IN, 1, 1);
 		assert_int_not_equal(refs[0], CHUNK_NONE);

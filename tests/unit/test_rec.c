@@ -137,6 +137,34 @@ static void test_given_away(void **state)
 	assert_sound();
 }
 
+/* An offer ends once: taken by the other, or called off. */
+static void test_offered(void **state)
+{
+	uint32_t slot_gen;
+
+	(void)state;
+	open_segment(100);
+	assert_int_equal(rec_claim(2, 9), 0);
+	rec_set_state(0, 2, REC_OPEN);
+	assert_false(rec_take(0, 2, 5, 11));		/* not offered */
+	assert_false(rec_unoffer(0, 2));
+	rec_offer(0, 2);
+	assert_int_equal(rec_owner(rec_at(0), &slot_gen), rec_word(2, REC_MOVING));
+	assert_sound();
+	assert_false(rec_take(0, 3, 5, 11));		/* not by that one */
+	assert_true(rec_unoffer(0, 2));
+	assert_int_equal(rec_owner(rec_at(0), &slot_gen), rec_word(2, REC_OPEN));
+	assert_int_equal(slot_gen, 9);
+	assert_false(rec_take(0, 2, 5, 11));		/* too late */
+	rec_offer(0, 2);
+	assert_true(rec_take(0, 2, 5, 11));
+	assert_int_equal(rec_owner(rec_at(0), &slot_gen), rec_word(5, REC_OPEN));
+	assert_int_equal(slot_gen, 11);
+	assert_false(rec_unoffer(0, 2));		/* too late */
+	rec_free(0, 5);
+	assert_sound();
+}
+
 static _Atomic int stop;
 
 static void *give_to_and_fro(void *arg)
@@ -327,6 +355,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_all_taken, teardown),
 		cmocka_unit_test_teardown(test_new_life, teardown),
 		cmocka_unit_test_teardown(test_given_away, teardown),
+		cmocka_unit_test_teardown(test_offered, teardown),
 		cmocka_unit_test_teardown(test_owner_is_one_word, teardown),
 		cmocka_unit_test_teardown(test_mend, teardown),
 		cmocka_unit_test_teardown(test_low_is_a_hint, teardown),
