@@ -65,6 +65,8 @@ static bool must_retry(struct client *c, const char *frame, size_t len, int64_t 
 	return true;
 }
 
+static void register_send(struct client *c);
+
 static void retry_due(void)
 {
 	static int64_t next;
@@ -77,7 +79,10 @@ static void retry_due(void)
 		if (clients[i].retry_ns != 0 && clients[i].retry_ns <= now) {
 			clients[i].retry_ns = 0;
 			nretry--;
-			login_send(&clients[i]);
+			if (opt.mode == MODE_REGISTER && user_of(&clients[i])->id == 0)
+				register_send(&clients[i]);
+			else
+				login_send(&clients[i]);
 		}
 }
 
@@ -366,19 +371,23 @@ static void login_run(uint32_t p)
 
 /* --- accounts to work with --- */
 
-static void register_next(struct client *c)
+static void register_send(struct client *c)
 {
 	char buf[300];
-	int n;
+	int n = snprintf(buf, sizeof buf, "{\"msgid\":3,\"name\":\"bench%u\",\"password\":\"%s\"}\n",
+	    c->index + 1, opt.password);
 
+	client_send(c, buf, (size_t)n);
+}
+
+static void register_next(struct client *c)
+{
 	if (next_user >= last_user) {
 		client_close(c);
 		return;
 	}
 	c->index = next_user++;
-	n = snprintf(buf, sizeof buf, "{\"msgid\":3,\"name\":\"bench%u\",\"password\":\"%s\"}\n",
-	    c->index + 1, opt.password);
-	client_send(c, buf, (size_t)n);
+	register_send(c);
 }
 
 static void register_frame(struct client *c, const char *frame, size_t len, int64_t msgid,
@@ -386,6 +395,8 @@ static void register_frame(struct client *c, const char *frame, size_t len, int6
 {
 	struct user *u = &opt.users[c->index];
 
+	if (must_retry(c, frame, len, error))
+		return;
 	if (error != 0)
 		fatal("refused", frame, len);
 	if (msgid == 4) {
@@ -481,16 +492,13 @@ static void on_frame(struct client *c, const char *frame, size_t len)
 		return;
 	}
 	error = frame_number(frame, len, "errno", 0);
-	if (opt.mode == MODE_REGISTER && msgid != 2) {
+	if (opt.mode == MODE_REGISTER) {
 		register_frame(c, frame, len, msgid, error);
 		return;
 	}
 	switch (msgid) {
 	case 2:
-		if (opt.mode == MODE_REGISTER && !must_retry(c, frame, len, error))
-			register_frame(c, frame, len, msgid, error);
-		else if (opt.mode != MODE_REGISTER)
-			login_acked(c, frame, len, error);
+		login_acked(c, frame, len, error);
 		break;
 	case 5: case 9:
 		chat_count(stamp_of(frame, len));
