@@ -62,14 +62,12 @@ int service_detach(struct service *s)
 	}
 	if (pid > 0)
 		_exit(0);
-	/* stderr stays until the daemon is up: a library may have something to say. */
+	/* All three now: whoever reads the starter's stderr must not wait for us or our children. */
 	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		(void)dup2(null, STDIN_FILENO);
-		(void)dup2(null, STDOUT_FILENO);
-		if (null > STDERR_FILENO)
-			close(null);
-	}
+	for (int fd = STDIN_FILENO; null >= 0 && fd <= STDERR_FILENO; fd++)
+		(void)dup2(null, fd);
+	if (null > STDERR_FILENO)
+		close(null);
 	return 0;
 }
 
@@ -93,16 +91,6 @@ static void verdict(struct service *s, int code, const char *text)
 
 void service_up(struct service *s)
 {
-	int null;
-
-	if (s->pipe < 0)
-		return;
-	null = open("/dev/null", O_RDWR | O_CLOEXEC);
-	if (null >= 0) {
-		(void)dup2(null, STDERR_FILENO);
-		if (null > STDERR_FILENO)
-			close(null);
-	}
 	verdict(s, 0, "");
 }
 
@@ -137,6 +125,11 @@ int service_pid_write(struct service *s, const char *path, char *why, size_t cap
 		if (lstat(path, &now) == 0 && now.st_ino == st.st_ino && now.st_dev == st.st_dev)
 			break;
 		close(fd);
+	}
+	if (!S_ISREG(st.st_mode) || st.st_size > (off_t)sizeof text) {
+		snprintf(why, cap, "pid_file %s: is there and no pid file", path);
+		close(fd);
+		return -1;
 	}
 	len = snprintf(text, sizeof text, "%d\n", (int)getpid());
 	if (ftruncate(fd, 0) < 0 || pwrite(fd, text, (size_t)len, 0) != len)

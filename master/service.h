@@ -3,7 +3,7 @@
  *
  * Detach  service_detach() forks twice; the caller's process stays behind in it, waits for the
  *         verdict of service_up() or service_failed(), and exits with it. The daemon leads no
- *         session, so no terminal becomes its own.
+ *         session, so no terminal becomes its own; its stdio is /dev/null from then on.
  * Pid file written when the daemon is up, under a lock held to its end. One that another living
  *         process has locked is an error; one that was left behind is replaced.
  * Source  daemon(7), sd_notify(3): one datagram to $NOTIFY_SOCKET, '@' for the abstract names.
@@ -25,7 +25,7 @@ struct service {
 int service_detach(struct service *s);
 /* Is somebody waiting for the verdict? */
 int service_awaited(const struct service *s);
-/* "It is up": the waiting process exits with 0; stdio goes to /dev/null. */
+/* "It is up": the waiting process exits with 0. */
 void service_up(struct service *s);
 /* "It failed": the waiting process prints TEXT and exits with CODE. */
 void service_failed(struct service *s, int code, const char *text);
