@@ -38,7 +38,7 @@
 #define REGION_MAGIC  UINT64_C(0x3130524c52415001)
 #define NCLASSES      9u		/* 128 bytes to 32 KiB; above that whole spans */
 #define KEEP_MIN      8u		/* empty spans that are always kept */
-#define KEEP_MAX      256u		/* and at most, besides an eighth of those in use */
+#define KEEP_MAX      512u		/* and at most, besides an eighth of those in use */
 #define NONE          UINT32_MAX
 #define NO_CHUNK      UINT16_MAX
 
@@ -47,7 +47,8 @@ enum { WORD_FREE = 0, WORD_CUT = 1 /* + class */, WORD_DIRTY = 0xfd, WORD_RUN, W
 
 struct region_head {			/* at the start of each region, in the segment */
 	_Atomic uint64_t magic;
-	uint32_t layout, head_bytes, nspans, first;	/* spans below `first` hold head and table */
+	uint32_t layout, head_bytes, nspans;
+	uint32_t first;			/* spans below it hold head and table */
 };
 
 _Static_assert(sizeof(struct chunk) == 32, "data follows the header, aligned to 32");
@@ -77,7 +78,7 @@ struct region {
 	struct span span[];
 };
 
-/* --- What both sides know: the layout ---------------------------------------------------------- */
+/* --- What both sides know: the layout ------------------------------------------------------ */
 
 /* Spans in front of the chunks of a region of N spans in all. */
 static uint64_t table_spans(uint64_t n)
@@ -195,7 +196,7 @@ static bool region_is_founded(const struct region_head *h)
 	    h->layout == SEGMENT_LAYOUT && h->nspans == region_nspans();
 }
 
-/* --- Lists of spans ---------------------------------------------------------------------------- */
+/* --- Lists of spans ------------------------------------------------------------------------ */
 
 static void list_add(struct region *r, uint32_t *list, uint32_t i)
 {
@@ -218,7 +219,7 @@ static void list_del(struct region *r, uint32_t *list, uint32_t i)
 		r->span[s->next].prev = s->prev;
 }
 
-/* The kept spans are a list with two ends: taken where they were added last, given back at the other. */
+/* The kept spans are a list with two ends: taken where added last, given back at the other. */
 static void kept_add(struct region *r, uint32_t i)
 {
 	r->span[i].state = KEPT;
@@ -242,7 +243,7 @@ static uint16_t capacity(unsigned cls)
 	return (uint16_t)(CHUNK_SPAN / CHUNK_MIN >> cls);
 }
 
-/* --- Opening ----------------------------------------------------------------------------------- */
+/* --- Opening ------------------------------------------------------------------------------- */
 
 /* Counts span I, which the table says is cut, and lists its free chunks. */
 static void adopt_cut(struct region *r, uint32_t i, unsigned cls)
@@ -318,7 +319,8 @@ static int found(struct region *r)
 	struct region_head *h = (struct region_head *)r->base;
 	uint64_t bytes = sizeof(*h) + (uint64_t)r->nspans * sizeof(uint32_t);
 
-	if (segment_release(r->off, shm->head->region_bytes) != 0 || segment_reserve(r->off, bytes) != 0)
+	if (segment_release(r->off, shm->head->region_bytes) != 0 ||
+	    segment_reserve(r->off, bytes) != 0)
 		return -1;
 	h->layout = SEGMENT_LAYOUT;
 	h->head_bytes = sizeof(*h);
@@ -378,7 +380,7 @@ uint64_t region_size(const struct region *r)
 	return (uint64_t)(r->nspans - r->first) * CHUNK_SPAN;
 }
 
-/* --- Spans ------------------------------------------------------------------------------------- */
+/* --- Spans --------------------------------------------------------------------------------- */
 
 /* Gives the memory of kept spans back until KEEP are left. */
 static void trim(struct region *r, uint32_t keep)
@@ -488,13 +490,15 @@ static uint32_t span_cut(struct region *r, unsigned cls)
 	}
 	word_store(&r->table[i], WORD_CUT + cls);
 	FAULT("chunk.cut.3");
-	*s = (struct span){ .state = CUT, .cls = (uint8_t)cls, .nfree = capacity(cls), .free = NO_CHUNK };
+	*s = (struct span){
+		.state = CUT, .cls = (uint8_t)cls, .nfree = capacity(cls), .free = NO_CHUNK,
+	};
 	list_add(r, &r->room[cls], i);
 	r->busy++;
 	return i;
 }
 
-/* --- Runs of spans ----------------------------------------------------------------------------- */
+/* --- Runs of spans ------------------------------------------------------------------------- */
 
 /* The first N neighbouring spans without a chunk; NONE. */
 static uint32_t run_find(const struct region *r, uint32_t n)
@@ -581,7 +585,7 @@ static void run_free(struct region *r, uint32_t i)
 		keep(r, i + k);
 }
 
-/* --- Chunks ------------------------------------------------------------------------------------ */
+/* --- Chunks -------------------------------------------------------------------------------- */
 
 /* The smallest class for SIZE bytes, header included; NCLASSES or more: a run. */
 static unsigned class_for(size_t size)
@@ -610,7 +614,8 @@ static uint32_t cut_alloc(struct region *r, unsigned cls)
 	return ref;
 }
 
-uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_t sess, uint32_t gen)
+uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_t sess,
+    uint32_t gen)
 {
 	size_t size = len + sizeof(struct chunk);
 	unsigned cls;
@@ -675,7 +680,7 @@ void chunk_free(struct region *r, uint32_t ref)
 	FAULT("chunk.free.2");
 }
 
-/* --- Looking at any region --------------------------------------------------------------------- */
+/* --- Looking at any region ----------------------------------------------------------------- */
 
 int chunk_scan(uint32_t slot, int (*fn)(void *arg, uint32_t ref, struct chunk *c), void *arg)
 {

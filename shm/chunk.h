@@ -9,7 +9,8 @@
  *         see all regions: (slot, ref) can be read by others, written by the slot's worker only
  *         (except the one word in struct msg that is claimed by compare-and-swap).
  * Memory  spans are reserved from the kernel as they are first used; of the wholly free ones those
- *         are given back that region_tidy() finds unused since its last call, but for a few. NULL / CHUNK_NONE means the region is used up.
+ *         are given back that region_tidy() finds unused since its last call, but for a few.
+ *         NULL / CHUNK_NONE means the region is used up.
  * Owner   kind, sess and gen say for whom. chunk_free() of a live reference is the caller's duty.
  */
 #ifndef PARLEY_SHM_CHUNK_H
@@ -23,7 +24,9 @@
 #define CHUNK_MIN  128u
 #define CHUNK_RUN  255u		/* cls of a run of whole spans: the region's table says how many */
 
-enum chunk_kind { CHUNK_FREE = 0, CHUNK_IN, CHUNK_OUT, CHUNK_MSG, CHUNK_LISTS, CHUNK_NAME, CHUNK_NKINDS };
+enum chunk_kind {
+	CHUNK_FREE = 0, CHUNK_IN, CHUNK_OUT, CHUNK_MSG, CHUNK_LISTS, CHUNK_NAME, CHUNK_NKINDS
+};
 
 struct chunk {			/* 32 bytes in front of the data */
 	_Atomic uint8_t kind;	/* last store of an allocation, first store of a release */
@@ -51,7 +54,8 @@ void region_close(struct region *r);
 void region_tidy(struct region *r);
 
 /* A chunk with room for at least LEN data bytes; its data is not cleared. */
-uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_t sess, uint32_t gen);
+uint32_t chunk_alloc(struct region *r, size_t len, enum chunk_kind kind, uint32_t sess,
+    uint32_t gen);
 void chunk_free(struct region *r, uint32_t ref);
 size_t chunk_room(const struct chunk *c);	/* data bytes */
 uint64_t region_used(const struct region *r);	/* bytes in allocated chunks */

@@ -2,8 +2,8 @@
  * lock.c - robust mutexes, waited for in steps that let the waiter show that it lives.
  *
  * An uncontended enter reads no clock: its deadline has passed already. It is no trylock, because
- * glibc's (2.36) keeps a lock that is not recoverable while it says so, which is then never heard by
- * anybody else. When a wait is over the hook runs once more with 0, but after the lock was left,
+ * glibc's (2.36) keeps a lock that is not recoverable while it says so, which is then never heard
+ * by anybody else. When a wait is over the hook runs once more with 0, but after the lock was left,
  * because nothing foreign runs under a lock.
  */
 #include "shm/lock.h"

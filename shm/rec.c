@@ -155,7 +155,8 @@ static bool claim(uint32_t i, uint32_t slot, uint32_t slot_gen)
 		return false;
 	FAULT("rec.claim.1");
 	raise_to(&shm->head->rec_high, i + 1);
-	if (!atomic_compare_exchange_strong(&r->owner, &want, owner(rec_word(slot, REC_ALLOC), slot_gen)))
+	if (!atomic_compare_exchange_strong(&r->owner, &want,
+	    owner(rec_word(slot, REC_ALLOC), slot_gen)))
 		return false;		/* the hint was wrong, and is right now */
 	FAULT("rec.claim.2");
 	clear(r);
@@ -258,7 +259,7 @@ bool rec_unoffer(uint32_t i, uint32_t slot)
 
 void rec_mend(void)
 {
-	/* Not only below rec_high: a claim that was cut off had set its hint before it raised that. */
+	/* Not only below rec_high: a claim that was cut off sets its hint before it raises that. */
 	uint32_t reserved = atomic_load(&shm->head->rec_reserved);
 
 	for (uint32_t i = 0; i < reserved; i++) {
@@ -287,7 +288,8 @@ const char *rec_check(uint32_t i)
 		return "free and bound";
 	if (word != 0 && (rec_word_slot((uint32_t)word) < 0 || word >> 32 == 0 ||
 	    (uint32_t)rec_word_slot((uint32_t)word) >= shm->head->max_workers ||
-	    rec_word_state((uint32_t)word) == REC_FREE || rec_word_state((uint32_t)word) > REC_MOVING))
+	    rec_word_state((uint32_t)word) == REC_FREE ||
+	    rec_word_state((uint32_t)word) > REC_MOVING))
 		return "has an owner that cannot be";
 	if (word != 0 && i >= rec_high())
 		return "in use above the mark of used ones";

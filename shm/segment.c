@@ -57,7 +57,8 @@ static int plan(struct segment_head *h, const struct segment_shape *shape)
 	h->max_sessions = shape->max_sessions;
 	h->naddr = NADDR;
 	h->region_bytes = region_bytes(shape->region_bytes);
-	if (h->region_bytes == 0 || sess_plan(shape->max_sessions, &h->hash_slots, &h->hash_shards) != 0)
+	if (h->region_bytes == 0 ||
+	    sess_plan(shape->max_sessions, &h->hash_slots, &h->hash_shards) != 0)
 		return -EOVERFLOW;
 	if (place(&h->slots_off, &end, h->max_workers, sizeof(struct slot), PAGE) != 0 ||
 	    place(&h->conf_off, &end, 2, SEGMENT_CONF_MAX, PAGE) != 0 ||

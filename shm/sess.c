@@ -4,8 +4,8 @@
  * Layout  cells (a lock, counters and flags a shard, 128 bytes each, so that initialising the locks
  *         touches little), then the words, a shard's together, 512 words (a page) a block.
  *         User u lives in shard (u >> 9) mod shards and looks for a place from position
- *         u mod 512 of a block on, round its shard. The block is (u >> (9 + log2 shards)) mod blocks
- *         with its bits reversed, so that ids given out in order, which fill whole blocks, leave
+ *         u mod 512 of a block on, round its shard. The block is (u >> (9 + log2 shards)) mod
+ *         blocks with its bits reversed, so that ids given out in order, which fill whole blocks, leave
  *         empty ones between them for searches to end in.
  * Pages   a block is reserved from the kernel before a word of it is touched, reading included;
  *         cell.blocks says which are. The words of the others are empty.
@@ -63,7 +63,7 @@ struct shard {			/* a view of one, for the length of a call */
 	uint32_t nwords;		/* a power of two */
 };
 
-/* --- Layout ------------------------------------------------------------------------------------ */
+/* --- Layout -------------------------------------------------------------------------------- */
 
 int sess_plan(uint32_t max_sessions, uint32_t *words_r, uint32_t *shards_r)
 {
@@ -137,7 +137,7 @@ static uint32_t home_of(const struct shard *s, uint32_t user)
 	return (user & (BLOCK - 1)) | reversed(block, bits) << BLOCK_BITS;
 }
 
-/* --- Words ------------------------------------------------------------------------------------- */
+/* --- Words --------------------------------------------------------------------------------- */
 
 /* Words that one flag stands for: a block, or a few where a shard has over 64 blocks. */
 static uint32_t block_words(const struct shard *s)
@@ -198,13 +198,13 @@ static void count_set(_Atomic uint32_t *n, uint32_t to)
 	atomic_store_explicit(n, to, memory_order_relaxed);
 }
 
-/* Adds N, modulo 2^32, to the host's count of users. A death between it and cell.live leaves it off. */
+/* Adds N, modulo 2^32, to the host's count of users. A death next to it leaves that off by one. */
 static void online_add(uint32_t n)
 {
 	atomic_fetch_add_explicit(&shm->head->users_online, n, memory_order_relaxed);
 }
 
-/* --- Records, as a reader sees them ------------------------------------------------------------ */
+/* --- Records, as a reader sees them -------------------------------------------------------- */
 
 static uint32_t bound_of(const struct rec *r)
 {
@@ -227,7 +227,7 @@ static bool snapshot(uint64_t w, struct sess_ref *ref_r)
 	word = rec_owner(r, &ref.slot_gen);
 	ref.slot = (uint32_t)rec_word_slot(word);
 	ref.state = rec_word_state(word);
-	/* Bound to this user before and after, in one life and one login: nothing changed between. */
+	/* Bound to this user before and after, in one life and one login: nothing has changed. */
 	if (ref.state == REC_FREE || bound_of(r) != 1 ||
 	    atomic_load_explicit(&r->user, memory_order_acquire) != ref.user ||
 	    atomic_load_explicit(&r->login, memory_order_acquire) != ref.login ||
@@ -237,7 +237,7 @@ static bool snapshot(uint64_t w, struct sess_ref *ref_r)
 	return true;
 }
 
-/* --- Searching --------------------------------------------------------------------------------- */
+/* --- Searching ----------------------------------------------------------------------------- */
 
 /*
  * The position of USER's word; NOWHERE. *FREE_R, where wanted, is the first position that could
@@ -266,7 +266,7 @@ static uint32_t search(const struct shard *s, uint32_t user, uint32_t *free_r)
 	return found;
 }
 
-/* --- Mending ----------------------------------------------------------------------------------- */
+/* --- Mending ------------------------------------------------------------------------------- */
 
 static void change_begin(const struct shard *s)
 {
@@ -287,15 +287,16 @@ static void compact(const struct shard *s)
 		start++;
 	change_begin(s);
 	FAULT("sess.compact.1");
-	/* From behind an EMPTY word on: what is in front of a word in its run has been moved before it. */
+	/* From behind an EMPTY word on, so that what is in front of a word in its run moves first. */
 	for (uint32_t n = 1; n <= mask; n++) {
 		uint32_t i = (start + n) & mask, j;
 		uint64_t w = word_at(s, i);
 
 		if (!word_is_entry(w))
 			continue;
-		for (j = home_of(s, word_user(w)); j != i && word_is_entry(word_at(s, j)); j = (j + 1) & mask)
-			;
+		j = home_of(s, word_user(w));
+		while (j != i && word_is_entry(word_at(s, j)))
+			j = (j + 1) & mask;
 		if (j == i)
 			continue;
 		word_set(s, j, w);
@@ -332,8 +333,8 @@ static void repair_conflict(const struct shard *s, uint32_t p, uint32_t rec)
 }
 
 /*
- * Gives the bound record REC its word. One that is free or finds no place is unbound instead: neither
- * can be, but a repair must come to an end whatever it meets.
+ * Gives the bound record REC its word. One that is free or finds no place is unbound instead:
+ * neither can be, but a repair must come to an end whatever it meets.
  */
 static void repair_insert(const struct shard *s, uint32_t rec, uint32_t *live)
 {
@@ -405,10 +406,11 @@ static int shard_enter(const struct shard *s, uint32_t i)
 	return SESS_EBROKEN;
 }
 
-/* --- Binding ----------------------------------------------------------------------------------- */
+/* --- Binding ------------------------------------------------------------------------------- */
 
 /* The stores of a bind; P is where the word goes. */
-static void bind_commit(const struct shard *s, uint32_t p, uint32_t user, uint32_t rec, uint32_t live)
+static void bind_commit(const struct shard *s, uint32_t p, uint32_t user, uint32_t rec,
+    uint32_t live)
 {
 	struct rec *r = rec_at(rec);
 	bool was_tomb = word_at(s, p) == TOMB;
@@ -447,7 +449,7 @@ static int bind_locked(const struct shard *s, uint32_t user, uint32_t rec, uint3
 	if (p != NOWHERE) {
 		if (snapshot(word_at(s, p), old_r))
 			return SESS_ETAKEN;
-		repair(s, shard_of(user));	/* the record wins, whoever it was that let them differ */
+		repair(s, shard_of(user));	/* the record wins, whoever let them differ */
 		p = search(s, user, &place);
 		if (p != NOWHERE)
 			return SESS_EFULL;
@@ -491,7 +493,7 @@ int sess_bind(uint32_t user, uint32_t rec, uint32_t live, struct sess_ref *old_r
 	return rc;
 }
 
-/* --- Unbinding --------------------------------------------------------------------------------- */
+/* --- Unbinding ----------------------------------------------------------------------------- */
 
 /* Removes the word at P: a TOMB, or EMPTY with the TOMBs in front of it where the search ends. */
 static void word_remove(const struct shard *s, uint32_t p)
@@ -552,7 +554,7 @@ int sess_unbind(uint32_t user, uint32_t rec)
 	return rc;
 }
 
-/* --- Looking up -------------------------------------------------------------------------------- */
+/* --- Looking up ---------------------------------------------------------------------------- */
 
 /* One pass without a lock. A word whose record says otherwise is passed over: it is on its way. */
 static bool look(const struct shard *s, uint32_t user, struct sess_ref *ref_r)
@@ -610,7 +612,7 @@ void sess_count(uint64_t *live_r, uint64_t *tombs_r)
 	*tombs_r = tombs;
 }
 
-/* --- Checking ---------------------------------------------------------------------------------- */
+/* --- Checking ------------------------------------------------------------------------------ */
 
 #define MAX_TOLD 8		/* violations of one shard that are told one by one */
 
@@ -638,7 +640,7 @@ static void violation(struct check *c, const char *fmt, ...)
 /* What is true of one shard, gathered under its lock and told after. */
 struct shard_facts {
 	uint32_t live, tombs, live_count, tombs_count, change;
-	uint32_t wrong;			/* words that disagree with their record or are out of reach */
+	uint32_t wrong;			/* words at odds with their record or out of reach */
 	uint64_t word[MAX_TOLD];
 };
 
@@ -649,8 +651,8 @@ static bool word_is_right(const struct shard *s, uint32_t i, uint32_t p, uint64_
 	if (word_rec(w) >= rec_high() || shard_of(word_user(w)) != i)
 		return false;
 	r = rec_at(word_rec(w));
-	return bound_of(r) == 1 && atomic_load(&r->user) == word_user(w) && atomic_load(&r->word) != 0 &&
-	    search(s, word_user(w), NULL) == p;
+	return bound_of(r) == 1 && atomic_load(&r->user) == word_user(w) &&
+	    atomic_load(&r->word) != 0 && search(s, word_user(w), NULL) == p;
 }
 
 static void shard_gather(const struct shard *s, uint32_t i, struct shard_facts *f)
