@@ -299,7 +299,8 @@ void ask_fail(struct talk *t, size_t i, int err, const char *errmsg, uint64_t re
 	if (a->quiet) {
 		talk_go_out(t, true);
 	} else if (a->msg == MSG_REG) {
-		talk_answer_with(&t->reg, err != 0 ? err : -1, errmsg, retry_ms);	/* the shell tells it */
+		/* the shell tells it */
+		talk_answer_with(&t->reg, err != 0 ? err : -1, errmsg, retry_ms);
 	} else {
 		say_what_failed(t, a, &what);
 		if (err == 0)
@@ -341,7 +342,8 @@ static void show_change(struct talk *t, const char *event, const char *before,
 	if (w != NULL) {
 		const char *name = name_of(t, who, buf);
 
-		ask_event_party(w, who->group ? "group" : "friend", who->id, name == buf ? "" : name);
+		ask_event_party(w, who->group ? "group" : "friend", who->id,
+		    name == buf ? "" : name);
 		show_event_end(t->show);
 		return;
 	}

@@ -16,6 +16,7 @@
 
 #define RETRY_MIN_MS 50
 #define RETRY_MAX_MS 60000
+#define LIMIT_MIN    1024		/* no server's frame limit is smaller */
 #define RETRY_OWN_MS 1000		/* where the server names no time */
 
 /* A recipient that has to wait. */
@@ -379,7 +380,7 @@ bool deliver_too_large(struct deliver *d, const char *errmsg)
 		if (m->sent_on == d->serial &&
 		    (longest == NULL || strlen(m->text) > strlen(longest->text)))
 			longest = m;
-	if (longest == NULL)
+	if (longest == NULL || strlen(longest->text) < LIMIT_MIN / 2)
 		return false;
 	refuse(d, longest, E_SIZE, errmsg);
 	return true;

@@ -23,6 +23,7 @@
 #define RESOLVE_POLL_MS 20
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 30000
+#define SETTLE_MS     3000
 #define QUIET_MS      45000	/* a server that pings is never quiet for so long */
 #define QUIET_ASK_MS  15000	/* how long it may take to answer our own PING */
 #define ADDRS_MAX     16
@@ -59,7 +60,7 @@ struct net {
 	uint32_t backoff_ms;
 	uint64_t heard_ms;		/* last byte read while up */
 	bool asked;			/* our PING is out */
-	bool settled;			/* this connection was of use */
+	uint64_t settled_ms;		/* since when this connection is of use; 0: it is not */
 	bool held;
 	char why[200];
 
@@ -175,8 +176,7 @@ const char *net_why(const struct net *n)
 
 void net_settled(struct net *n)
 {
-	n->backoff_ms = BACKOFF_MIN_MS;
-	n->settled = true;
+	n->settled_ms = clock_ms();
 }
 
 void net_hold(struct net *n, bool held)
@@ -219,7 +219,8 @@ static void came_up(struct net *n)
 	n->tried = 0;
 	n->naddr = n->addr_at = 0;
 	n->heard_ms = clock_ms();
-	n->asked = n->settled = false;
+	n->asked = false;
+	n->settled_ms = 0;
 	n->ops.up(n->arg);
 }
 
@@ -377,16 +378,20 @@ void net_again(struct net *n, const char *why, uint32_t ms)
 	wait_for(n, jitter(ms));
 }
 
-/* Lost while up. The pause grows until net_settled(), or a server that hangs up on every login
- * would be called many times a second. */
+/*
+ * Lost while up. The pause grows unless the connection was of use for a while, or a server that
+ * hangs up after every login would be called many times a second.
+ */
 static void lost(struct net *n, const char *why)
 {
 	char said[100];
 
+	if (n->settled_ms != 0 && clock_ms() >= n->settled_ms + SETTLE_MS)
+		n->backoff_ms = BACKOFF_MIN_MS;
 	snprintf(said, sizeof said, "%s", why);
 	net_again(n, said, n->backoff_ms);
 	n->backoff_ms = n->backoff_ms * 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : n->backoff_ms * 2;
-	if (!n->settled)
+	if (n->settled_ms == 0)
 		n->at = (n->at + 1) % n->nep;	/* it answers and is of no use: another one */
 	n->ops.down(n->arg, said);
 }

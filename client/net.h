@@ -57,7 +57,7 @@ void net_start(struct net *n, bool forever);
 void net_stop(struct net *n);
 /* Gives up this connection and connects again after a pause of MS and some jitter. */
 void net_again(struct net *n, const char *why, uint32_t ms);
-/* What was hoped for was reached (logged in): the next loss starts with the shortest pause. */
+/* What was hoped for was reached (logged in): if it lasts, the next pause is the shortest again. */
 void net_settled(struct net *n);
 
 enum net_state net_state(const struct net *n);

@@ -579,7 +579,8 @@ static void on_error(struct talk *t, const struct json_val *root)
 		return;
 	}
 	/* no frame at all for the server: only a message can have been too long for it */
-	if (r.err == E_SIZE && of == 0 && deliver_too_large(t->deliver, r.errmsg))
+	if ((r.err == E_SIZE || r.err == E_MALFORMED) && of == 0 &&
+	    deliver_too_large(t->deliver, r.errmsg))
 		return;
 	if (t->login.pending) {
 		talk_go_out(t, true);

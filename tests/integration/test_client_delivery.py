@@ -106,6 +106,20 @@ def test_reconnection_backs_off(server, start):
     assert sum(gaps[:5]) > 0.7, gaps
 
 
+def test_a_server_that_hangs_up_after_each_login_is_not_called_without_end(server, start):
+    start("alice", "--wait", "600")
+    server.wait_online(1)
+    logins = []
+    for _ in range(5):
+        session = server.wait_online(1)
+        logins.append(time.monotonic())
+        with server.lock:
+            session.cut()
+        server.wait(lambda: server.online.get(1) is not session, "the end of the session")
+    gaps = [b - a for a, b in zip(logins, logins[1:])]
+    assert gaps[-1] > 0.35 and gaps[-1] > 2 * gaps[0], gaps
+
+
 @pytest.mark.parametrize("reason, returns", [
     ("shutdown", True), ("moved", True), ("idle", True), ("unheard of", True),
     ("kicked", False), ("replaced", False),
@@ -272,7 +286,8 @@ def test_final_refusals_are_dropped(tmp_path, server, errno):
     assert server.of(5) == []
 
 
-def test_a_message_too_long_for_the_server_does_not_loop(tmp_path, server, start):
+@pytest.mark.parametrize("errno", [3, 8])
+def test_a_message_too_long_for_the_server_does_not_loop(tmp_path, server, start, errno):
     """The server cannot read it, says so without a cid, and hangs up: the client must not send it for ever."""
     server.hold_acks = True
     each = start("alice", "--timeout", "1", "--wait", "600")
@@ -283,7 +298,7 @@ def test_a_message_too_long_for_the_server_does_not_loop(tmp_path, server, start
     with server.lock:
         server.hold_acks = False
         server.frames.clear()
-        session.send({"msgid": 29, "errno": 8, "errmsg": "the frame is too long"})
+        session.send({"msgid": 29, "errno": errno, "errmsg": "the frame is too long"})
     wait_until(lambda: any("the frame is too long" in line for line in each.err))
     with server.lock:
         session.cut()
