@@ -41,7 +41,7 @@ static bool begins(const char *s, const char *with)
 	return strncmp(s, with, strlen(with)) == 0;
 }
 
-/* --- A small table of users, and what may be done to it ----------------------------------------- */
+/* --- A small table of users, and what may be done to it ------------------------------------ */
 
 enum { FIRST = 100, USERS = 40, VICTIM = 120, STRANGER = 7, SLOT = 2 };
 
@@ -376,7 +376,7 @@ static void test_stale_word(void **state)
 	segment_close(&seg);
 }
 
-/* --- Records ------------------------------------------------------------------------------------ */
+/* --- Records ------------------------------------------------------------------------------- */
 
 static int do_claim(void)
 {
@@ -448,7 +448,7 @@ static void test_rec(void **state)
 	}
 }
 
-/* --- Session memory ------------------------------------------------------------------------------ */
+/* --- Session memory ------------------------------------------------------------------------ */
 
 enum { KEPT_CHUNKS = 60 };
 

@@ -88,7 +88,7 @@ static void test_every_length(void **state)
 	region_close(r);
 }
 
-/* --- A model of what was handed out ------------------------------------------------------------- */
+/* --- A model of what was handed out -------------------------------------------------------- */
 
 #define HELD 3000
 
