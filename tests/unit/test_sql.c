@@ -1325,6 +1325,7 @@ static void test_my_frozen(void **state)
 	struct db *db = *state, *other;
 	struct user_row u;
 	struct timespec a, b;
+	int rc, stopped = 0;
 
 	if (!env_server_mine())
 		skip();
@@ -1332,10 +1333,13 @@ static void test_my_frozen(void **state)
 	other = env_open(&opt);
 	RC(db_user_by_id(other, 1, &u), DB_OK);
 	kill(env_server_pid(), SIGSTOP);
+	assert_int_equal(waitpid(env_server_pid(), &stopped, WUNTRACED), env_server_pid());
 	clock_gettime(CLOCK_MONOTONIC, &a);
-	RC(db_user_by_id(other, 1, &u), DB_DOWN);
+	rc = db_user_by_id(other, 1, &u);
 	clock_gettime(CLOCK_MONOTONIC, &b);
 	kill(env_server_pid(), SIGCONT);
+	assert_true(WIFSTOPPED(stopped));	/* all its threads */
+	assert_int_equal(rc, DB_DOWN);
 	assert_true(b.tv_sec - a.tv_sec < 6);
 	RC(db_user_by_id(other, 1, &u), DB_OK);
 	db_close(other);
@@ -1405,8 +1409,9 @@ static void test_my_deadlock(void **state)
 		c[i] = (struct crosser){ env_open(NULL), &both, 1 + i, 2 - i, 0, 1 };
 		assert_int_equal(pthread_create(&t[i], NULL, cross_main, &c[i]), 0);
 	}
+	pthread_join(t[0], NULL);
+	pthread_join(t[1], NULL);
 	for (int i = 0; i < 2; i++) {
-		pthread_join(t[i], NULL);
 		RC(c[i].rc, DB_OK);
 		db_close(c[i].db);
 		OK(db_user_by_id(db, 1 + i, &u));
