@@ -616,7 +616,7 @@ static void leave(struct shell *sh)
 	sh->quit = sh->cancel = false;
 	turn_until(sh, is_written, LEAVE_MS);
 	turn(sh, 0, false);			/* confirms what was just written */
-	if (sh->signal == 0)
+	if (sh->signal == 0 && sh->line != NULL)	/* a script has waited already */
 		turn_until(sh, is_safe, LEAVE_MS);
 	if (sh->line != NULL && talk_unsafe(sh->talk) > 0)
 		show_note(sh->show, "%zu message%s not confirmed yet: sent when you log in again",
