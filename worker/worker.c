@@ -7,6 +7,7 @@
 #include "worker/worker.h"
 
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -625,6 +626,8 @@ static int set_up(const struct worker_boot *boot)
 
 int worker_run(const struct worker_boot *boot)
 {
+	/* Said outright, because glibc raises it to megabytes that ended store threads then keep. */
+	mallopt(M_TRIM_THRESHOLD, 128 << 10);
 	if (set_up(boot) != 0) {
 		log_fatal("the worker cannot start: %s", strerror(errno));
 		return WORKER_FAILED;
