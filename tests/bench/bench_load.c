@@ -501,10 +501,13 @@ static void on_frame(struct client *c, const char *frame, size_t len)
 		login_acked(c, frame, len, error);
 		break;
 	case 5: case 9:
-		chat_count(stamp_of(frame, len));
-		confirm(c, frame, len);
-		if (opt.mode == MODE_DRAIN)
+		if (opt.mode == MODE_DRAIN) {
 			mine->received++;
+			last_ns = now_ns();
+		} else {
+			chat_count(stamp_of(frame, len));
+		}
+		confirm(c, frame, len);
 		break;
 	case 12:
 		if (error != 0)
