@@ -31,6 +31,7 @@ struct lane {
 struct taken {
 	uint64_t mark;
 	int64_t n;
+	uint32_t count;
 	uint32_t fresh;			/* of them not in the file of seen messages */
 };
 
@@ -54,7 +55,7 @@ struct deliver {
 
 	struct taken *taken;
 	size_t ntaken, cap_taken;
-	uint32_t fresh;			/* sum over taken */
+	uint32_t unconfirmed, fresh;	/* sums over taken */
 	int64_t confirmed, to_confirm;	/* of this connection */
 
 	unsigned failures;
@@ -138,7 +139,7 @@ void deliver_account(struct deliver *d, const struct home *home)
 	d->seen = seen_open(path, clock_wall_ms());
 	free(path);
 	d->ntaken = 0;
-	d->fresh = 0;
+	d->unconfirmed = d->fresh = 0;
 	d->last = "";
 	d->last_cid[0] = d->stored_for[0] = '\0';
 	new_base(d);			/* a cid is never used twice by an account */
@@ -426,8 +427,15 @@ void deliver_took(struct deliver *d, int64_t n, bool was_new)
 	}
 	k = &d->taken[d->ntaken - 1];
 	k->n = n > k->n ? n : k->n;
+	k->count++;
+	d->unconfirmed++;
 	k->fresh += was_new;
 	d->fresh += was_new;
+}
+
+size_t deliver_unconfirmed(const struct deliver *d)
+{
+	return d->unconfirmed;
 }
 
 /* What show has written: noted, then confirmed, so that a crash in between costs no message. */
@@ -440,6 +448,7 @@ static void confirm(struct deliver *d)
 	for (; done < d->ntaken && d->taken[done].mark <= written; done++) {
 		if (d->taken[done].n > d->to_confirm)
 			d->to_confirm = d->taken[done].n;
+		d->unconfirmed -= d->taken[done].count;
 		d->fresh -= d->taken[done].fresh;
 	}
 	if (done > 0) {

@@ -19,6 +19,8 @@
 
 #define DELIVER_FRAME_MAX (64u << 10)	/* what servers take unless configured otherwise */
 
+#define DELIVER_BATCH 60			/* the protocol wants a confirmation every 64 */
+
 struct deliver;
 struct home;
 struct outbox_msg;
@@ -51,6 +53,9 @@ bool deliver_too_large(struct deliver *d, const char *errmsg);
 bool deliver_is_new(struct deliver *d, const char *mid, size_t len);
 /* It was given to show (or dropped). N is its delivery number, 0 for none. */
 void deliver_took(struct deliver *d, int64_t n, bool was_new);
+
+/* Messages taken and not yet confirmed: past DELIVER_BATCH, let deliver_turn() do so first. */
+size_t deliver_unconfirmed(const struct deliver *d);
 
 /* Sends, confirms and gives up what is due; lowers *timeout_ms to when it wants to be called. */
 void deliver_turn(struct deliver *d, int *timeout_ms);

@@ -62,6 +62,7 @@ struct net {
 	bool asked;			/* our PING is out */
 	uint64_t settled_ms;		/* since when this connection is of use; 0: it is not */
 	bool held;
+	bool more;			/* frames may stand in `in` that were not handed out */
 	char why[200];
 
 	struct text in, out;
@@ -108,7 +109,7 @@ static void close_fd(struct net *n)
 	text_clear(&n->out);
 	n->out_at = 0;
 	frame_init(&n->frame);
-	n->asked = false;
+	n->asked = n->more = false;
 }
 
 void net_free(struct net *n)
@@ -443,12 +444,15 @@ static void split_frames(struct net *n)
 		if (n->state != NET_UP || n->serial != serial)
 			return;			/* the handler hung up: nothing of this is left */
 		done = to;
+		if (n->held)
+			break;
 	}
+	n->more = rc == FRAME_ONE;
 	if (rc == FRAME_BAD) {
 		lost(n, frame_why(&n->frame));
 		return;
 	}
-	if (frame_idle(&n->frame))
+	if (rc == FRAME_MORE && frame_idle(&n->frame))
 		done = n->frame.pos;
 	if (done > 0) {
 		frame_shift(&n->frame, done);
@@ -521,6 +525,8 @@ int net_poll_before(struct net *n, struct pollfd *fds, int *timeout_ms)
 		ms = ms_until(n->heard_ms + QUIET_MS + (n->asked ? QUIET_ASK_MS : 0));
 		if (n->held)		/* not at all: its hang-up would wake us without end */
 			break;
+		if (n->more)
+			ms = 0;
 		fds[count++] = (struct pollfd){ .fd = n->fd,
 		    .events = (short)(POLLIN | (net_unsent(n) > 0 ? POLLOUT : 0)) };
 		break;
@@ -567,7 +573,9 @@ void net_poll_after(struct net *n, const struct pollfd *fds, int count)
 	case NET_UP:
 		if (revents & POLLOUT)
 			write_out(n);
-		if ((revents & (POLLIN | POLLHUP | POLLERR)) && !n->held)
+		if (n->more && !n->held)
+			split_frames(n);
+		else if ((revents & (POLLIN | POLLHUP | POLLERR)) && !n->held)
 			read_in(n);
 		if (n->state == NET_UP)
 			check_quiet(n);

@@ -68,7 +68,10 @@ const char *net_why(const struct net *n);
 /* Queues one frame (a newline is added). -1: not up, or too much is unsent already. */
 int net_send(struct net *n, const char *frame, size_t len);
 size_t net_unsent(const struct net *n);
-/* While held, nothing is read: the person's side does not keep up. */
+/*
+ * While held, nothing is read and no frame is handed out, not even one that is here already: the
+ * person's side does not keep up. May be called by net_ops.frame.
+ */
 void net_hold(struct net *n, bool held);
 
 /* For the caller's poll(): fills fds (NET_POLL_FDS), returns how many; lowers *timeout_ms. */

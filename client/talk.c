@@ -342,6 +342,13 @@ static void on_login_refused(struct talk *t, const struct reply *r)
 
 /* ---- chat arriving ------------------------------------------------------------------------- */
 
+/* Reads on only as fast as the person's side takes it and confirmations go out. */
+static void hold(struct talk *t)
+{
+	net_hold(t->net, show_queued(t->show) - show_written(t->show) > SHOW_HIGH ||
+	    deliver_unconfirmed(t->deliver) >= DELIVER_BATCH);
+}
+
 static void on_chat_value(struct talk *t, const struct json_val *msg, bool group, bool waiting)
 {
 	char from[PROTO_NAME_BYTES + 1], to[PROTO_NAME_BYTES + 1], when[128], mid[256];
@@ -376,6 +383,7 @@ static void on_chat_value(struct talk *t, const struct json_val *msg, bool group
 		show_message(t->show, &m);
 	}
 	deliver_took(t->deliver, n, is_new && mid[0] != '\0');
+	hold(t);
 }
 
 /* ---- logged in ----------------------------------------------------------------------------- */
@@ -727,7 +735,7 @@ int talk_poll_before(struct talk *t, struct pollfd *fds, int *timeout_ms)
 {
 	do_due(t);
 	deliver_turn(t->deliver, timeout_ms);
-	net_hold(t->net, show_queued(t->show) - show_written(t->show) > SHOW_HIGH);
+	hold(t);
 	for (size_t i = 0; i < t->nasks; i++)
 		lower(timeout_ms, t->ask[i].due_ms);
 	if (t->relogin_ms != 0 && net_state(t->net) == NET_UP)

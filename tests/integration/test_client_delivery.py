@@ -1,5 +1,6 @@
 """Confirmed delivery, the shell client's half: outbox, resending, order, duplicates, reconnection."""
 
+import json
 import pathlib
 import time
 
@@ -350,11 +351,13 @@ def test_names_cannot_leave_the_state_folder(tmp_path, server):
 def test_confirms_at_once_and_at_least_every_64(server, start):
     each = start("alice", "--json", "--wait", "600")
     session = server.wait_online(1)
-    for i in range(200):
-        session.chat(chat(server, f"m{i}", f"mid{i}"))
+    with server.lock:                       # in one piece, so that they arrive together
+        session.n = 200
+        session.send_raw(b"".join(json.dumps(dict(chat(server, f"m{i}", f"mid{i}"), n=i + 1)).encode()
+                                  for i in range(200)))
     server.wait(lambda: session.confirmed == 200, "RECEIVED 200", 3)
     numbers = [0] + [f["n"] for f in server.of(16)]
-    assert all(0 < b - a for a, b in zip(numbers, numbers[1:]))
+    assert all(0 < b - a <= 64 for a, b in zip(numbers, numbers[1:])), numbers
     session.chat(chat(server, "last", "midlast"))
     server.wait(lambda: session.confirmed == 201, "RECEIVED within a second", 1)
     wait_until(lambda: sum('"message"' in line for line in each.out) == 201)
