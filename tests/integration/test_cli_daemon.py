@@ -70,7 +70,7 @@ def test_t_refuses(idle, line):
 
 
 @pytest.mark.parametrize("text", ["   workers   =   2   # two\n", "\tworkers=2\r\n", "workers = \"2\"\n", "# workers = 99999\n\n   \n#\n",
-                                  "workers = 2\nmax_workers = 3\n", "max_frame = 128k\noutput_limit = 1m\nidle_seconds = 5m\nlog_level = warn\n", "redis = 127.0.0.1:6379\n"])
+                                  "workers = 2\nmax_workers = 3\n", "max_frame = 128k\noutput_limit = 1m\nidle_seconds = 5m\n", "redis = 127.0.0.1:6379\n"])
 def test_t_accepts(idle, text):
     idle.write_conf(text=re.sub(r"workers = .*\n", "", idle.conf_text()) + text)
     done = run(idle, "-t", "-c", idle.conf_path)
@@ -310,6 +310,7 @@ def test_stop_is_bounded_by_stop_seconds(make_daemon):
     daemon = make_daemon(stop_seconds=1, output_limit="32m")
     alice = daemon.online(slot=0)
     slow = daemon.login(daemon.account(), slot=1, rcvbuf=4096)
+    slow.may_be_cut_off = True
     slow.pause()
     texts = ["%d " % n + "x" * 8000 for n in range(1200)]
     for text in texts:
@@ -321,7 +322,6 @@ def test_stop_is_bounded_by_stop_seconds(make_daemon):
     assert watch.seconds < 1 + 2 * SCALE
     slow.resume()
     slow.wait(lambda c: c.eof, 10, "the end")
-    slow.violations = [v for v in slow.violations if "inside a frame" not in v]
     daemon.start()
     again = daemon.login(slow.account, deadline=10)
     from parleytest.traffic import distinct

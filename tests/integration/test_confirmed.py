@@ -276,7 +276,7 @@ def test_refused_message_holds_its_lane_until_it_comes_again(make_daemon):
                 holds_for(lambda: True, ack["retry_ms"] / 1000)
                 break
     assert len(done) == 60
-    assert daemon.relogin(bob).texts() == texts
+    daemon.relogin(bob).wait_texts(texts)
 
 
 def test_server_pings_ack_sessions_only(make_daemon):

@@ -173,14 +173,13 @@ def test_stop(make_daemon):
                                   ("user", "add"), ("--no-such-option", "status"), ("status", "surplus")], ids=str)
 def test_wrong_use(daemon, args):
     done = daemon.ctl(*args)
-    assert done.returncode not in (0,) and done.stderr.strip()
+    assert done.returncode == 2 and done.stderr.strip()
 
 
 def test_no_daemon(make_daemon):
     daemon = make_daemon(start=False)
     done = daemon.ctl("status")
-    assert done.returncode != 0 and daemon.control in done.stderr
-    daemon.process = None
+    assert done.returncode == 3 and daemon.control in done.stderr
 
 
 def test_help_and_version(daemon):

@@ -15,6 +15,7 @@ def test_slow_reader_is_disconnected_and_its_messages_kept(make_daemon):
     daemon = make_daemon(output_limit="256k")
     alice = daemon.online(slot=0)
     slow = daemon.login(daemon.account(), slot=1, rcvbuf=4096)
+    slow.may_be_cut_off = True
     slow.pause()
     texts = ["%d " % n + "x" * 8000 for n in range(2000)]       # 16 MB: past every kernel buffer
     others = daemon.online(slot=1)
@@ -25,9 +26,8 @@ def test_slow_reader_is_disconnected_and_its_messages_kept(make_daemon):
     alice.ping(20)
     slow.resume()
     slow.wait_closed(20, clean=False)
-    slow.violations = [v for v in slow.violations if "inside a frame" not in v]     # it was cut off
     again = daemon.relogin(slow.account, deadline=10)
-    wait_until(lambda: len(distinct(slow.chats() + again.chats())) >= len(texts), 30, "all messages are kept")
+    wait_until(lambda: len(distinct(slow.chats() + again.chats())) >= len(texts), 30, "all messages are kept", step=0.1)
     assert distinct(slow.chats() + again.chats()) == texts
     assert not alice.of(ERROR)
 
@@ -39,23 +39,27 @@ def test_slow_reader_of_a_group_does_not_hold_up_the_others(make_daemon):
     group = daemon.group(alice)
     for member in (fast, slow):
         member.ok(ADD_GROUP, groupid=group)
+    slow.may_be_cut_off = True
     slow.pause()
     texts = ["%d " % n + "x" * 8000 for n in range(1500)]
     for text in texts:
         alice.group_chat(group, text)
     fast.wait_texts(texts, 40)
-    slow.resume()
-    slow.wait_closed(20, clean=False)
-    slow.violations = [v for v in slow.violations if "inside a frame" not in v]
-    again = daemon.relogin(slow.account, deadline=10)
-    wait_until(lambda: len(distinct(slow.chats() + again.chats())) >= len(texts), 40, "all messages are kept")
-    assert distinct(slow.chats() + again.chats()) == texts
+    slow.resume()                           # it was disconnected, or is served from the store from here on
+    slow.wait(lambda c: c.eof or c.count() >= len(texts), 40, "the rest or the end")
+    chats = slow.chats()
+    if slow.eof:
+        again = daemon.relogin(slow.account, deadline=10)
+        wait_until(lambda: len(distinct(chats + again.chats())) >= len(texts), 40, "all messages are kept", step=0.1)
+        chats += again.chats()
+    assert distinct(chats) == texts
 
 
 def test_slow_reader_within_its_limit_loses_nothing(make_daemon):
     daemon = make_daemon(output_limit="32m", memory_limit="256m")
     alice = daemon.online(slot=0)
     slow = daemon.login(daemon.account(), slot=1, rcvbuf=4096)
+    slow.may_be_cut_off = True
     slow.pause()
     texts = ["%d " % n + "x" * 8000 for n in range(1000)]
     for text in texts:
@@ -84,7 +88,7 @@ def test_who_only_sends_requests_and_never_reads_is_bounded(make_daemon):
 
 def test_full_inboxes_lose_nothing(make_daemon):
     """The receiving worker stands still while its inbox fills; the sending one goes on serving."""
-    daemon = make_daemon(workers=2, hang_seconds=60)
+    daemon = make_daemon(workers=2, hang_seconds=60, offline_max=0)
     alice, bob, third = daemon.online(slot=0), daemon.online(slot=1), daemon.online(slot=0)
     stopped = daemon.kill_worker(1, signal.SIGSTOP)
     texts = ["%d " % n + "x" * 1000 for n in range(12000)]
@@ -100,12 +104,13 @@ def test_full_inboxes_lose_nothing(make_daemon):
         os.kill(stopped, signal.SIGCONT)
     sender.join()
     alice.ping(30)
-    if not bob.eof:
-        bob.wait(lambda c: c.count() >= len(texts) or c.eof, 40, "all messages")
-    chats = bob.chats()
+    bob.may_be_cut_off = True               # so much at once may be too much for it
+    bob.wait(lambda c: c.count() >= len(texts) or c.eof, 40, "all messages")
+    sessions = [bob]
     if bob.eof:
-        chats += daemon.relogin(bob.account).chats()
-    assert distinct(chats) == texts
+        sessions.append(daemon.relogin(bob.account, deadline=15))
+        wait_until(lambda: len(distinct([c for s in sessions for c in s.chats()])) >= len(texts), 40, step=0.2)
+    assert distinct([c for s in sessions for c in s.chats()]) == texts
 
 
 class Sender:
@@ -213,7 +218,7 @@ def answers(daemon):
 
 def test_out_of_descriptors(make_daemon):
     """Few descriptors a process: accepting pauses, nothing spins, and everything works again afterwards."""
-    daemon = make_daemon(start=False, workers=2)
+    daemon = make_daemon(start=False, workers=2, max_workers=4)
     daemon.start(preexec=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (300, 300)))
     member = daemon.online()
     crowd = []

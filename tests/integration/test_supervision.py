@@ -139,7 +139,7 @@ def test_a_worker_that_served_is_replaced_in_well_under_100_ms(make_daemon):
     assert max(times) < 0.1 * SCALE, times
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT, signal.SIGTERM], ids=lambda s: s.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGABRT], ids=lambda s: s.name)
 def test_whatever_kills_it(make_daemon, number):
     """A worker that ends without having been told by the master is replaced."""
     if SANITIZED and number in (signal.SIGSEGV, signal.SIGABRT):
@@ -154,6 +154,27 @@ def test_whatever_kills_it(make_daemon, number):
     daemon.login(daemon.account(), slot=1)
     assert daemon.worker_status(1)["restarts"] == 1
     assert daemon.worker_status(0)["restarts"] == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGQUIT], ids=lambda s: s.name)
+def test_signals_of_a_terminal_reach_the_whole_group(make_daemon, number):
+    """^C and a closed terminal signal every process; the master decides what that means."""
+    daemon = make_daemon()
+    away, client = daemon.account(), daemon.online(slot=1)
+    client.chat(away, "flushed")
+    client.ping()
+    os.killpg(daemon.pid, number)
+    if number == signal.SIGHUP:
+        client.ping()
+        daemon.online(slot=0).ping()
+        assert all(w["restarts"] == 0 for w in daemon.status()["workers"])
+    else:
+        daemon.wait_exit()
+        daemon.check_gone()
+        if number != signal.SIGQUIT:
+            assert client.expect(SESSION_END)["reason"] == "shutdown"
+            daemon.start()
+            daemon.login(away).wait_texts(["flushed"])
 
 
 def test_hung_worker_is_killed_and_replaced(make_daemon):

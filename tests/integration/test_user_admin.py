@@ -1,6 +1,8 @@
 """parleyctl user add, passwd, del, import: accounts without the wire."""
 
 import json
+import os
+import sqlite3
 
 import pytest
 
@@ -60,14 +62,33 @@ def test_del(daemon, is_online):
 
 
 def test_import(daemon):
-    """One user a line, name and password separated by a tab."""
+    """One user a line: name, a tab (or a colon), password, or an argon2id hash, or * for tokens only."""
     names = [unique("imp") for _ in range(30)]
-    done = daemon.ctl_ok("user", "import", input="".join("%s\tpw %s\n" % (n, n) for n in names))
+    done = daemon.ctl_ok("user", "import", "-", input="".join("%s\tpw %s\n" % (n, n) for n in names))
     for name in names[:5]:
         daemon.connect().ok(LOGIN, name=name, password="pw " + name)
-    again = daemon.ctl("user", "import", input="%s\tpw\n%s\tpw\n" % (names[0], unique("imp")))
+    again = daemon.ctl("user", "import", "-", input="%s\tpw\n%s\tpw\n" % (names[0], unique("imp")))
     assert again.returncode != 0 and names[0] in again.stdout + again.stderr
-    assert done is not None
+    assert "30" in done
+    hashed = sqlite_hash(daemon, names[0])
+    path = os.path.join(daemon.dir, "import.txt")
+    with open(path, "w") as file:
+        file.write("%s:with: colons\n%s\t%s\n%s\t*\n" % ((first := unique("imp")), (second := unique("imp")), hashed, (third := unique("imp"))))
+    daemon.ctl_ok("user", "import", path)
+    daemon.connect().ok(LOGIN, name=first, password="with: colons")
+    daemon.connect().ok(LOGIN, name=second, password="pw " + names[0])
+    daemon.connect().refused(LOGIN, REFUSED, name=third, password="*")
+    token = daemon.ctl_ok("--quiet", "token", third).strip()
+    daemon.connect().ok(LOGIN, name=third, token=token)
+
+
+def sqlite_hash(daemon, name):
+    """The stored hash of a user's password."""
+    base = sqlite3.connect("file:%s?mode=ro" % daemon.conf["store"].split(":", 1)[1], uri=True)
+    rows = base.execute("SELECT * FROM User").fetchall()
+    base.close()
+    row = next(r for r in rows if name in r)
+    return next(v for v in row if isinstance(v, str) and v.startswith("$argon2id$"))
 
 
 def test_registration_off_leaves_the_admins_way(make_daemon):

@@ -200,6 +200,8 @@ class Daemon:
         """For fixtures: stops a daemon that still runs, checks it, and removes its directory."""
         try:
             try:
+                for client in self.clients:     # first: the end of a session waits for its client
+                    client.close()
                 if self.alive():
                     self.stop()
                 self.check_gone()

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import tempfile
 
-from .daemon import free_port
+from .daemon import free_port, proc_stat
 from .poll import wait_until
 
 _serial = itertools.count(1)
@@ -80,7 +80,10 @@ class MariaDB:
         self.process.wait(10)
 
     def freeze(self):
+        """Stops every thread; returns when all stand still."""
         self.process.send_signal(signal.SIGSTOP)
+        tasks = "/proc/%d/task" % self.process.pid
+        wait_until(lambda: all(proc_stat("%d/task/%s" % (self.process.pid, t))[1] in "Tt" for t in os.listdir(tasks)), 5)
 
     def thaw(self):
         self.process.send_signal(signal.SIGCONT)

@@ -1,61 +1,92 @@
-"""Pairs of people who talk all the time, and the account of what became of each message."""
+"""People who talk all the time, and the account of what became of each message."""
 
 import itertools
 import threading
+import time
 
 from .wire import *  # noqa: F403
 
+FINAL = (MALFORMED, NO_SUCH, NOT_ALLOWED, TOO_LARGE)
+
 
 class Talker:
-    """Sends numbered messages with a cid to one recipient, a window of them open at a time; keeps
-    which were sent, which CHAT_ACK settled (0) and which were refused."""
+    """Sends numbered messages with a cid to one recipient, a window of them open at a time. What is
+    answered with errno 7 or 9 is sent again after `retry_ms`, with all that is open behind it, in the
+    order first sent, as the protocol asks."""
 
     WINDOW = 32
 
     def __init__(self, client, to, tag):
         self.client, self.to, self.tag = client, to, tag
-        self.sent, self.refused = [], []
+        self.sent, self.open, self.settled = [], [], {}
         self.stopped = threading.Event()
         self.error = None
+        self.seen = 0                       # CHAT_ACKs looked at
+        self.answered = set()               # of the present round
+        self.again_at = None                # when to send everything open again
         self.thread = threading.Thread(target=self.run, daemon=True)
 
     def start(self):
         self.thread.start()
         return self
 
-    def settled(self):
-        return {ack["cid"]: ack for ack in self.client.of(CHAT_ACK)}
+    def take(self):
+        acks = self.client.of(CHAT_ACK)
+        for ack in acks[self.seen:]:
+            if ack["errno"] == 0 or ack["errno"] in FINAL:
+                self.settled[ack["cid"]] = ack
+                self.open = [text for text in self.open if text != ack["cid"]]
+            else:
+                self.answered.add(ack["cid"])
+                if self.again_at is None:
+                    self.again_at = time.monotonic() + ack["retry_ms"] / 1000
+        self.seen = len(acks)
+
+    def say(self, text):
+        self.client.chat(self.to, text, cid=text)
 
     def run(self):
         try:
             for number in itertools.count():
-                if self.stopped.is_set():
+                while not self.client.eof:
+                    self.take()
+                    if self.again_at is not None:
+                        if self.answered >= set(self.open) and time.monotonic() >= self.again_at:
+                            self.again_at, self.answered = None, set()
+                            for text in list(self.open):
+                                self.say(text)
+                    elif self.stopped.is_set() and not self.open:
+                        return
+                    elif len(self.open) < self.WINDOW and not self.stopped.is_set():
+                        break
+                    seen = self.seen
+                    try:
+                        self.client.wait(lambda c: c.eof or len(c.of(CHAT_ACK)) > seen, 0.05)
+                    except AssertionError:
+                        pass                # nothing new; look at the clock
+                if self.client.eof:
                     return
                 text = "%s %d" % (self.tag, number)
                 self.sent.append(text)
-                self.client.chat(self.to, text, cid=text)
-                self.client.wait(lambda c: c.eof or self.stopped.is_set() or
-                                 len(self.sent) - len(c.of(CHAT_ACK)) < self.WINDOW, 60, "acknowledgements")
-                if self.client.eof:
-                    return
+                self.open.append(text)
+                self.say(text)
         except OSError:
-            pass                        # its own worker died
-        except Exception as why:        # reported by finish()
+            pass                            # its own worker died
+        except Exception as why:            # raised again by finish()
             self.error = why
 
-    def stop(self):
-        self.stopped.set()
+    def done(self):
+        """The texts that were acknowledged with errno 0, in the order sent."""
+        return [text for text in self.sent if self.settled.get(text, {"errno": -1})["errno"] == 0]
 
-    def finish(self, deadline=20):
-        """Stops; returns the texts that were acknowledged with errno 0."""
-        self.stop()
-        self.thread.join(60)
-        assert not self.thread.is_alive() and self.error is None, self.error
-        if not self.client.eof:
-            self.client.wait(lambda c: c.eof or len(c.of(CHAT_ACK)) >= len(self.sent), deadline,
-                             "every message of %s is answered" % self.tag)
-        acks = self.settled()
-        return [text for text in self.sent if acks.get(text, {"errno": -1})["errno"] == 0]
+    def finish(self, deadline=30):
+        """Stops, waits until everything open is settled, and returns done()."""
+        self.stopped.set()
+        self.thread.join(deadline)
+        assert not self.thread.is_alive(), "%s: unanswered: %r" % (self.tag, self.open[:5])
+        assert self.error is None, self.error
+        self.take()
+        return self.done()
 
 
 def distinct(chats):
