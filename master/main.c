@@ -102,20 +102,39 @@ static void tell(void *arg, const char *file, int line, const char *text)
 		fprintf(stderr, "-o: %s\n", text);
 }
 
+static void release(struct options *o)
+{
+	for (unsigned i = 0; i < o->noverrides; i++)
+		free(o->overrides[i]);
+	free(o->overrides);
+	free(o->conf_path);
+}
+
+static int run(const struct options *o)
+{
+	struct conf *conf = must(calloc(1, sizeof *conf));
+	int errors = master_read_conf(conf, o->conf_path, o->overrides, o->noverrides, tell, NULL);
+
+	if (errors == 0 && !o->test)
+		return master_run(&(struct master_args){ .conf = conf, .conf_path = o->conf_path,
+		    .overrides = o->overrides, .noverrides = o->noverrides, .detach = o->detach });
+	conf_free(conf);
+	free(conf);
+	if (errors != 0)
+		return MASTER_CONFIG;
+	puts("configuration OK");
+	return MASTER_DONE;
+}
+
 int main(int argc, char **argv)
 {
 	struct options o = { 0 };
-	struct conf *conf = must(calloc(1, sizeof *conf));
+	int code;
 
 	title_init(argc, argv);
 	parse(argc, argv, &o);
 	find_conf(&o);
-	if (master_read_conf(conf, o.conf_path, o.overrides, o.noverrides, tell, NULL) != 0)
-		return MASTER_CONFIG;
-	if (o.test) {
-		puts("configuration OK");
-		return MASTER_DONE;
-	}
-	return master_run(&(struct master_args){ .conf = conf, .conf_path = o.conf_path,
-	    .overrides = o.overrides, .noverrides = o.noverrides, .detach = o.detach });
+	code = run(&o);
+	release(&o);
+	return code;
 }

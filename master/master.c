@@ -544,7 +544,10 @@ static void run(struct master *m)
 	}
 }
 
-/* Removes what others see of us, then gives the lock up, then answers `parleyctl stop`. */
+/*
+ * Removes what others see of us, then gives the lock up, then answers `parleyctl stop`. What is
+ * still open ends with the process; the sanitizers find all of it reachable.
+ */
 static void end(struct master *m)
 {
 	service_pid_remove(&m->service);
@@ -552,6 +555,9 @@ static void end(struct master *m)
 	listeners_close(&m->listeners);
 	statedir_unlock(&m->state);
 	control_finish(&m->control);
+	conf_free(m->conf);
+	free(m->conf);
+	m->conf = NULL;
 }
 
 int master_run(const struct master_args *args)
