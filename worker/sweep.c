@@ -356,7 +356,8 @@ void sweep_start(uint32_t slot, uint32_t live_gen)
 			ensure(add_cell(i, slot));
 	}
 	(void)chunk_scan(slot, collect, &f);
-	qsort(f.v, f.n, sizeof *f.v, by_order);
+	if (f.n > 0)				/* qsort wants no NULL, not even for nothing */
+		qsort(f.v, f.n, sizeof *f.v, by_order);
 	for (uint32_t i = 0; i < f.n; i++)
 		kept += !execute(slot, f.v[i].ref);
 	for (uint32_t i = 0; i < f.nrest; i++)
