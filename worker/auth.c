@@ -215,6 +215,7 @@ static void *run(void *arg)
 {
 	struct auth *a = arg;
 
+	(void)pthread_setname_np(pthread_self(), "parleyd-hash");
 	setpriority(PRIO_PROCESS, (id_t)syscall(SYS_gettid), NICE);
 	pthread_mutex_lock(&a->lock);
 	for (;;) {

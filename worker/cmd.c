@@ -222,6 +222,20 @@ static const char *field_name(const struct conn *c, const struct field *f)
 	return f->name;
 }
 
+/* Names are the same after folding ASCII case. */
+static bool same_name(const char *a, const char *b, size_t len)
+{
+	for (size_t i = 0; i < len; i++) {
+		unsigned char x = (unsigned char)a[i], y = (unsigned char)b[i];
+
+		x += x >= 'A' && x <= 'Z' ? 32 : 0;
+		y += y >= 'A' && y <= 'Z' ? 32 : 0;
+		if (x != y)
+			return false;
+	}
+	return true;
+}
+
 /* `id` and `name` may be left out; where they stand they must be of the right type and ours. */
 static enum proto_errno check_sender(struct conn *c, const struct req *rq, char *why)
 {
@@ -230,8 +244,7 @@ static enum proto_errno check_sender(struct conn *c, const struct req *rq, char 
 	size_t len, own_len;
 	int64_t n = 0;
 	bool has_id = json_get(rq->json, &rq->root, "id", &id);
-	bool has_name = (rq->msg == MSG_CHAT || rq->msg == MSG_GROUP_CHAT) &&
-	    json_get(rq->json, &rq->root, "name", &name);
+	bool has_name = json_get(rq->json, &rq->root, "name", &name);
 
 	if ((has_id && json_int(&id, &n) != JSON_OK) || (has_name && name.type != JSON_STRING)) {
 		strcpy(why, "id must be an integer, name a string");
@@ -240,7 +253,7 @@ static enum proto_errno check_sender(struct conn *c, const struct req *rq, char 
 	const char *own = login_name(c, &own_len);
 	if ((has_id && n != (int64_t)atomic_load(&c->r->user)) ||
 	    (has_name && (json_text(&name, text, sizeof text, &len) != JSON_OK || len != own_len ||
-	    memcmp(text, own, len) != 0))) {
+	    !same_name(text, own, len)))) {
 		strcpy(why, "the sender is not you");
 		return E_DENIED;
 	}

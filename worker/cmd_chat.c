@@ -276,7 +276,7 @@ static void accept_chat(struct conn *c, const struct req *rq, const struct chat 
 		parts.cid_len = ch->cid_len;
 	}
 	json_out_init(&w, wk->scratch, SCRATCH);
-	msg_body(&w, &parts, rq->json, c->r->dialect == DIALECT_PLAIN ? &rq->root : NULL, &marks);
+	msg_body(&w, &parts, rq->json, &rq->root, &marks);
 	uint32_t ref = w.over ? CHUNK_NONE : msg_new_extra(ch->group ? MK_GROUP : MK_DIRECT, c->rec,
 	    c->gen, w.len, echo_len);
 	if (ref == CHUNK_NONE) {

@@ -19,6 +19,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include "worker/addrs.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/cmd.h"
@@ -238,6 +239,12 @@ void conn_accept_fd(int fd, unsigned listener)
 	}
 	if (getpeername(fd, (struct sockaddr *)&ss, &len) == 0)
 		fill_address(c->r, &ss);
+	if (!addrs_enter(c->r, wk->conf.max_connections_address)) {
+		conn_release(c);
+		rec_free(rec, wk->slot);
+		refuse(fd, d, "too many connections from your address");
+		return;
+	}
 	c->r->heap = c->ix;
 	c->r->fd = fd;
 	c->r->dialect = (uint8_t)d;
@@ -399,13 +406,14 @@ static void in_drop(struct conn *c)
 	c->r->in_chunk = CHUNK_NONE;
 }
 
-/* The line ending that the client's first frame had says how it wants its own. */
-static void learn_term(struct conn *c, const struct chunk *ch, size_t end)
+/* The byte behind the client's first frame says how it wants the server's frames to end. */
+static void learn_term(struct conn *c, const struct chunk *ch)
 {
-	if (ch->base + end >= c->r->rend)
-		return;				/* not known yet; asked again at the next frame */
-	unsigned char b = ch->data[end];
-	c->r->term = b == '\0' ? 1 : '\n';
+	if (c->term_at == 0 || c->term_at < ch->base || c->term_at >= c->r->rend)
+		return;
+	unsigned char b = ch->data[c->term_at - ch->base];
+	bool nul = b == '\0' || (b == '{' && c->r->dialect == DIALECT_CLASSIC);
+	c->r->term = nul ? 1 : '\n';
 }
 
 char conn_term(const struct conn *c)
@@ -425,6 +433,8 @@ void conn_parse(struct conn *c)
 		struct chunk *ch = chunk_at(wk->slot, r->in_chunk);
 		size_t start, end;
 
+		if (r->term == 0)
+			learn_term(c, ch);
 		if (frames++ >= FRAMES) {	/* fairness: others first, no event will say so */
 			conn_unblock(c);
 			return;
@@ -445,8 +455,11 @@ void conn_parse(struct conn *c)
 			cmd_bad_frame(c, frame_why(&c->scan));
 			return;
 		}
-		if (r->term == 0)
-			learn_term(c, ch, end);
+		if (r->term == 0) {
+			if (c->term_at == 0)
+				c->term_at = ch->base + end;
+			learn_term(c, ch);
+		}
 		COUNT(frames_in);
 		r->rpos = ch->base + end;
 		cmd_frame(c, (char *)ch->data + start, end - start);
@@ -759,6 +772,7 @@ void conn_finish(struct conn *c, enum close_why why)
 	timer_set(&c->timer, clock_ms() + LINGER_MS, on_timer);
 	conn_mark_dirty(c);
 	conn_want(c);
+	session_finished(c);
 }
 
 void conn_close(struct conn *c, enum close_why why)
@@ -773,6 +787,7 @@ void conn_close(struct conn *c, enum close_why why)
 	close(c->fd);
 	c->fd = -1;
 	r->fd = -1;
+	addrs_leave(r);
 	rec_set_state(c->rec, wk->slot, REC_CLOSING);
 	atomic_fetch_sub_explicit(&wk->s->connections, 1, memory_order_relaxed);
 	COUNT(closed);

@@ -278,7 +278,7 @@ static void settle_messages(struct conn *c, struct greet *g, uint32_t used)
 			c->drained = m->row > c->drained ? m->row : c->drained;
 		} else {
 			struct member *k = group_of(c, m->rcpt);
-			if (k != NULL)
+			if (k != NULL && k->sent < m->row)
 				k->sent = m->row;
 		}
 		session_hold(c, ref, c->r->ack ? ++c->r->sent_n : 0);
@@ -289,9 +289,15 @@ static void settle_messages(struct conn *c, struct greet *g, uint32_t used)
 static void enter_groups(struct conn *c, const struct greet *g)
 {
 	(void)group_reserve(c, g->ngroups);
+	/* A group left and joined again comes twice: the present membership is the one to follow. */
 	for (uint32_t i = 0; i < g->ngroups; i++)
-		(void)group_enter(c, g->groups[i].id, g->groups[i].cursor, g->groups[i].head,
-		    g->groups[i].mine ? 0 : GM_LEFT);
+		if (g->groups[i].mine)
+			(void)group_enter(c, g->groups[i].id, g->groups[i].cursor,
+			    g->groups[i].head, 0);
+	for (uint32_t i = 0; i < g->ngroups; i++)
+		if (!g->groups[i].mine && group_of(c, g->groups[i].id) == NULL)
+			(void)group_enter(c, g->groups[i].id, g->groups[i].cursor,
+			    g->groups[i].head, GM_LEFT);
 }
 
 static void budgets(const struct conn *c, const struct greet *g, struct budget *all,

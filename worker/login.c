@@ -1,6 +1,7 @@
 /* login.c - the steps of REG and LOGIN. See login.h; the greeting itself is greet.c. */
 #include "worker/login.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -8,6 +9,7 @@
 #include <sodium.h>
 
 #include "shm/sess.h"
+#include "worker/addrs.h"
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
@@ -80,18 +82,9 @@ int login_set_name(struct conn *c, const char *name, size_t len)
 	return 0;
 }
 
-static bool exempt(const struct rec *r)
-{
-	static const unsigned char v6_loop[16] = { [15] = 1 };
-	static const unsigned char v4_loop[13] = { [10] = 0xff, [11] = 0xff, [12] = 127 };
-
-	return r->port == 0 || memcmp(r->addr, v6_loop, 16) == 0 ||
-	    memcmp(r->addr, v4_loop, 13) == 0;
-}
-
 uint32_t login_rate(const struct conn *c)
 {
-	if (wk->conf.rate_logins == 0 || exempt(c->r))
+	if (wk->conf.rate_logins == 0 || addrs_local(c->r) || !addrs_ready())
 		return 0;
 	return rate_addr_take(segment_at(shm->head->addr_off), shm->head->naddr, c->r->addr,
 	    wk->conf.rate_logins, clock_ms());
@@ -444,6 +437,7 @@ void cmd_reg(struct conn *c, const struct req *rq)
 	char name_text[PROTO_NAME_BYTES + 1], pw[PROTO_PASSWORD_MAX + 1];
 	size_t len = 0, pw_len = 0;
 	const char *why = NULL;
+	char short_pw[80];
 	enum proto_errno e = E_MALFORMED;
 	uint32_t wait;
 
@@ -459,7 +453,9 @@ void cmd_reg(struct conn *c, const struct req *rq)
 		e = E_SIZE;
 		why = "a password has at most 128 bytes";
 	} else if (pw_len == 0 || pw_len < wk->conf.password_min) {
-		why = "this password is too short";
+		snprintf(short_pw, sizeof short_pw, "a password has at least %u bytes here",
+		    wk->conf.password_min > 0 ? wk->conf.password_min : 1);
+		why = short_pw;
 	} else if (!wk->conf.registration) {
 		e = E_DENIED;
 		why = "registration is closed here";

@@ -10,7 +10,7 @@
 
 #define BATCH 256
 #define CLIENT (UINT64_C(1) << 63)	/* no user-space pointer has this bit */
-#define IDLE_MS 1000			/* the heart beats at least this often */
+#define IDLE_MS 300			/* the heart beats at least this often */
 
 static int ep = -1;
 static bool stopping, again;

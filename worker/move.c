@@ -37,7 +37,7 @@ struct deferred { struct deferred *next; struct item head; };
 
 /* What is beside the record and goes along; all of it could be found out again but the times. */
 struct luggage {
-	uint64_t drained, last_ms, since_ms;
+	uint64_t drained, term_at, last_ms, since_ms;
 	struct rate_bucket rate;
 	uint32_t held, held_bytes;
 	bool bound, greeted, behind, eof, ping_sent;
@@ -125,7 +125,7 @@ static void start(struct conn *c, uint32_t to)
 {
 	struct moving *v = calloc(1, sizeof *v);
 	static struct ipc_ctl m;
-	struct luggage bag = { .drained = c->drained, .last_ms = c->last_ms,
+	struct luggage bag = { .drained = c->drained, .term_at = c->term_at, .last_ms = c->last_ms,
 	    .since_ms = c->since_ms, .rate = c->rate, .held = c->held,
 	    .held_bytes = c->held_bytes, .bound = c->bound, .greeted = c->greeted,
 	    .behind = c->behind, .eof = c->eof, .ping_sent = c->ping_sent };	/* padding is never read */
@@ -387,6 +387,7 @@ static void settle_in(struct conn *c, const struct luggage *bag, const struct co
 	r->held_tail = k->held_tail;
 	r->lists = k->lists;
 	c->drained = bag->drained;
+	c->term_at = bag->term_at;
 	c->last_ms = bag->last_ms;
 	c->since_ms = bag->since_ms;
 	c->rate = bag->rate;

@@ -53,6 +53,7 @@ static void held_push(struct conn *c, uint32_t ref)
 	r->held_tail = ref;
 	c->held++;
 	c->held_bytes += msg_at(ref)->body_len;
+	c->stored_to = CHUNK_NONE;
 }
 
 static uint32_t held_pop(struct conn *c)
@@ -254,6 +255,22 @@ void session_held_until(struct conn *c, uint32_t from_ref)
 		msg_at(ref)->wend = c->r->wend;
 }
 
+/* Unconfirmed messages get a row beside; confirmed later, it is deleted. */
+static void store_held(struct conn *c)
+{
+	if (c->stored_to == c->r->held_tail)
+		return;
+	for (uint32_t ref = c->r->held_head; ref != CHUNK_NONE; ref = held_chunk(ref)->next) {
+		struct msg *m = msg_at(ref);
+
+		if (m->kind == MK_DIRECT && msg_state(m) == M_HELD) {
+			m->flags |= MF_MUST;
+			send_to_store(c, ref);
+		}
+	}
+	c->stored_to = c->r->held_tail;
+}
+
 void session_deliver(struct conn *c, uint32_t ref)
 {
 	struct msg *m = msg_at(ref);
@@ -262,6 +279,8 @@ void session_deliver(struct conn *c, uint32_t ref)
 		session_write_entry(c, ref);
 		return;
 	}
+	/* What it was handed before goes first: should the session end, the store has all in order. */
+	store_held(c);
 	m->flags |= MF_STORE;
 	m->rrec = c->rec;
 	m->rgen = c->gen;
@@ -657,11 +676,13 @@ void session_end_notice(struct conn *c, const char *reason, enum close_why why)
 	}
 	if (c->fd < 0)
 		return;
-	login_abort(c);
 	conn_finish(c, why);
-	/* Whoever waits for this user must not wait for a slow reader: the session ends now,
-	 * the connection when its bytes are out. */
-	if (c->bound && c->ending == END_NONE && why == CLOSE_ENDED)
+}
+
+void session_finished(struct conn *c)
+{
+	login_abort(c);
+	if (c->bound && c->ending == END_NONE)
 		end_begin(c, END_CLOSE);
 }
 

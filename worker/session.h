@@ -64,6 +64,9 @@ void session_closed(struct conn *c);
 void session_drop_cache(struct conn *c);
 /* Something was answered: is an ending session settled now? */
 void session_settle(struct conn *c);
+/* conn.c: it will be closed as soon as its output is out. The session ends now: whoever waits for
+ * its user must not wait for a slow reader. */
+void session_finished(struct conn *c);
 /* SESSION_END with a reason, then the end of the connection. */
 void session_end_notice(struct conn *c, const char *reason, enum close_why why);
 void session_on_end(const struct item *it);

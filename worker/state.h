@@ -63,7 +63,9 @@ struct conn {
 	uint32_t nlanes;		/* lanes with something unresolved */
 	uint32_t held;			/* entries in the held list */
 	uint32_t held_bytes;
+	uint32_t stored_to;		/* all that is held up to this entry has a row, or a job for one */
 	uint64_t drained;		/* offline rows up to here were read in this session */
+	uint64_t term_at;		/* where the byte stands that ends the first frame; 0: no frame yet */
 	uint64_t last_ms;		/* last byte from the client */
 	uint64_t since_ms;		/* accept, or the last logout */
 	struct frame scan;

@@ -17,6 +17,7 @@
 
 #include "shm/fault.h"
 #include "shm/sess.h"
+#include "worker/addrs.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/group.h"
@@ -100,6 +101,7 @@ static bool add_cell(uint32_t rec, uint32_t slot)
 	    atomic_load(&r->bound) ? atomic_load(&r->user) : 0, slot, 1, false };
 	r->heap = ndead++;
 	r->fd = -1;
+	addrs_leave(r);
 	atomic_store(&r->live, LIVE_DRAINING);
 	rec_set_state(rec, slot, REC_CLOSING);
 	unsettled++;
