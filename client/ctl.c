@@ -146,7 +146,7 @@ static int run(struct ctl *c, struct json_out *w, enum print_as as, double secon
 	struct call call = { .path = find_socket(c), .arg = &a, .line = on_line,
 	    .more = import != NULL ? on_more : NULL,
 	    .timeout_ms = (int)((c->timeout >= 0 ? c->timeout : seconds) * 1000) };
-	int code = 1;
+	int code = 1, rc = CTL_FAILED;
 
 	json_close(w, '}');
 	if (w->over)
@@ -156,15 +156,18 @@ static int run(struct ctl *c, struct json_out *w, enum print_as as, double secon
 	switch (call_run(&call, w->buf, w->len, &code)) {
 	case CALL_OK:
 		print_end(&a.print, code);
-		return code == 0 ? CTL_DONE : CTL_FAILED;
+		rc = code == 0 ? CTL_DONE : CTL_FAILED;
+		break;
 	case CALL_UNREACHABLE:
 		fprintf(stderr, "parleyctl: %s\n", call_why());
-		return CTL_UNREACHABLE;
+		rc = CTL_UNREACHABLE;
+		break;
 	case CALL_BROKEN:
 		fprintf(stderr, "parleyctl: %s\n", call_why());
-		return CTL_FAILED;
+		break;
 	}
-	return CTL_FAILED;
+	print_fini(&a.print);
+	return rc;
 }
 
 static int simple(struct ctl *c, const char *cmd, enum print_as as, double seconds, int argc, char **argv)

@@ -260,6 +260,10 @@ void print_end(struct print *p, int code)
 	else if (!p->json && !p->quiet && t.len > 0)
 		printf("%s\n", t.s);
 	text_fini(&t);
+}
+
+void print_fini(struct print *p)
+{
 	text_fini(&p->text);
 	json_free(p->parser);
 	p->parser = NULL;

@@ -4,7 +4,7 @@
  * Scope   as text: tables and sentences on standard output, errors on standard error, everything
  *         that users may have named made safe for a terminal. As JSON: the daemon's objects, one
  *         a line; its last line only where there was no other or the code is not 0.
- * Owner   a struct print is used for one command and ended by print_end().
+ * Owner   a struct print is used for one command and ended by print_fini().
  */
 #ifndef PARLEY_CLIENT_CTL_PRINT_H
 #define PARLEY_CLIENT_CTL_PRINT_H
@@ -35,5 +35,6 @@ void print_init(struct print *p, enum print_as as, bool json);
 void print_line(struct print *p, const char *line, size_t len, bool done);
 /* After the answer: what is to be said about its code. */
 void print_end(struct print *p, int code);
+void print_fini(struct print *p);
 
 #endif
