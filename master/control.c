@@ -331,6 +331,8 @@ static void go_on_sessions(struct control_conn *k)
 {
 	uint32_t high = rec_high(), step = 0;
 
+	if (high > shm->head->max_sessions)	/* nothing in the segment can make us fail */
+		high = shm->head->max_sessions;
 	while (k->cursor < high && step++ < SESSION_STEP && k->out_len - k->out_sent < OUT_HIGH) {
 		char *p = out_room(k, REPORT_SESSION_MAX + 1);
 		struct json_out w;

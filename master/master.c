@@ -530,11 +530,12 @@ static void run(struct master *m)
 	sup_start(&m->sup, m->conf->workers);
 	while (m->sup.phase != SUP_DONE) {
 		uint64_t now_ms = clock_now_ms();
-		int a = sup_tick(&m->sup, now_ms), b = control_tick(&m->control, now_ms);
+		int a = sup_tick(&m->sup, now_ms), b;
 
-		tend(m, now_ms);
 		if (m->sup.phase == SUP_DONE)
 			break;
+		tend(m, now_ms);
+		b = control_tick(&m->control, now_ms);
 		if (reactor_turn(&m->reactor, a < b ? a : b) < 0) {
 			log_fatal("epoll: %s", strerror(errno));
 			m->sup.exit_code = MASTER_FAILED;

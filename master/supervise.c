@@ -199,6 +199,8 @@ static void begin_rebuild(struct sup *s, unsigned by, const char *text)
 	log_error("worker %u says that the segment is broken (%s): ending all workers to rebuild it",
 	    by, text);
 	s->phase = SUP_REBUILDING;
+	if (s->migrate.pid != 0)
+		(void)kill(s->migrate.pid, SIGKILL);	/* it comes again */
 	for (unsigned i = 0; i < s->nslots; i++)
 		kill_slot(s, i, SIGKILL);
 }
@@ -676,9 +678,10 @@ static void tend_migration(struct sup *s, uint64_t now_ms)
 static void rebuild(struct sup *s, uint64_t now_ms)
 {
 	if (s->host.rebuild(s->host.arg) < 0) {
+		/* There is no shared memory to look at any more: nothing but the end is left. */
 		snprintf(s->failure, sizeof s->failure, "the segment could not be made again");
 		s->exit_code = 1;
-		sup_stop(s, SUP_AT_ONCE);
+		s->phase = SUP_DONE;
 		return;
 	}
 	s->rebuild_delay_ms = now_ms - s->rebuild_ms > REBUILD_CALM_MS || s->rebuild_ms == 0 ? 0 :
@@ -761,6 +764,8 @@ int sup_tick(struct sup *s, uint64_t now_ms)
 		flush_orders(s, i);
 	if (s->phase == SUP_REBUILDING && !children_left(s))
 		rebuild(s, now_ms);
+	if (s->phase == SUP_DONE)
+		return 0;
 	if (s->phase == SUP_MIGRATING || s->phase == SUP_RUNNING)
 		tend_migration(s, now_ms);
 	if (s->phase == SUP_RUNNING) {

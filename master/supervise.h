@@ -105,7 +105,10 @@ void sup_close(struct sup *s);
 
 /* Wants N workers; the first migration runs before any of them. */
 void sup_start(struct sup *s, unsigned n);
-/* Does what is due. Returns how many ms may pass before it is called again, at most. */
+/*
+ * Does what is due. Returns how many ms may pass before it is called again, at most. Once the
+ * phase is SUP_DONE the segment must not be looked at: it may be gone.
+ */
 int sup_tick(struct sup *s, uint64_t now_ms);
 /* A child has ended; harmless for a pid that is none of ours. */
 void sup_reap(struct sup *s, pid_t pid, int status, uint64_t now_ms);
