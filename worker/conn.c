@@ -83,6 +83,7 @@ static struct conn *conn_make(uint32_t rec, int fd)
 	c->gen = atomic_load(&c->r->gen);
 	c->ix = ix;
 	c->fd = fd;
+	c->gone = CHUNK_NONE;
 	c->last_ms = c->since_ms = clock_ms();
 	frame_init(&c->scan);
 	wk->nconns++;

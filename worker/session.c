@@ -69,9 +69,9 @@ static uint32_t held_pop(struct conn *c)
 	return ref;
 }
 
-bool session_has(const struct conn *c, uint64_t row, const unsigned char mid[16])
+static bool chain_has(uint32_t ref, uint64_t row, const unsigned char mid[16])
 {
-	for (uint32_t ref = c->r->held_head; ref != CHUNK_NONE; ref = held_chunk(ref)->next) {
+	for (; ref != CHUNK_NONE; ref = held_chunk(ref)->next) {
 		const struct msg *m = msg_at(ref);
 
 		if ((m->kind == MK_ROW && m->row == row) ||
@@ -79,6 +79,62 @@ bool session_has(const struct conn *c, uint64_t row, const unsigned char mid[16]
 			return true;
 	}
 	return false;
+}
+
+bool session_has(const struct conn *c, uint64_t row, const unsigned char mid[16])
+{
+	return chain_has(c->r->held_head, row, mid) || chain_has(c->gone, row, mid);
+}
+
+/*
+ * Confirmed entries whose row a read of the store may still come back with: while the deletion, or
+ * a read that began before it, is in flight. They are remembered, so that nothing is written twice.
+ */
+static void gone_push(struct conn *c, uint32_t ref)
+{
+	held_chunk(ref)->next = c->gone;
+	c->gone = ref;
+}
+
+static uint32_t gone_count(const struct conn *c)
+{
+	uint32_t n = 0;
+
+	for (uint32_t ref = c->gone; ref != CHUNK_NONE; ref = held_chunk(ref)->next)
+		n++;
+	return n;
+}
+
+/* Frees what no read in flight can bring back; ALL: the session is over. */
+static void gone_tidy(struct conn *c, bool all)
+{
+	uint32_t *p = &c->gone, ref;
+
+	while ((ref = *p) != CHUNK_NONE) {
+		if (!all && (c->draining || !(msg_at(ref)->flags & MF_FREE))) {
+			p = &held_chunk(ref)->next;
+			continue;
+		}
+		*p = held_chunk(ref)->next;
+		msg_free(ref);
+	}
+}
+
+static void gone_deleted(struct conn *c, const unsigned char mid[16])
+{
+	for (uint32_t ref = c->gone; ref != CHUNK_NONE; ref = held_chunk(ref)->next)
+		if (msg_at(ref)->kind == MK_DIRECT && memcmp(msg_at(ref)->mid, mid, 16) == 0)
+			msg_at(ref)->flags |= MF_FREE;
+	gone_tidy(c, false);
+}
+
+static void gone_rows(struct conn *c, const uint64_t *ids, uint32_t n)
+{
+	for (uint32_t ref = c->gone; ref != CHUNK_NONE; ref = held_chunk(ref)->next)
+		for (uint32_t i = 0; msg_at(ref)->kind == MK_ROW && i < n; i++)
+			if (msg_at(ref)->row == ids[i])
+				msg_at(ref)->flags |= MF_FREE;
+	gone_tidy(c, false);
 }
 
 bool session_has_room(const struct conn *c)
@@ -123,6 +179,10 @@ static void deleted(struct store_job *j, void *arg)
 	if (c == NULL)
 		return;
 	c->deleting--;
+	if (j->op == STORE_OFFLINE_DEL_MID)
+		gone_deleted(c, j->mid);
+	else
+		gone_rows(c, j->ids, j->nids);
 	session_settle(c);
 	session_drain(c);
 }
@@ -182,13 +242,12 @@ static void held_stored(struct store_job *j, void *arg)
 	}
 	if (c != NULL)
 		c->storing--;
-	if ((m->flags & MF_GONE) && c != NULL)
+	if ((m->flags & MF_GONE) && c != NULL) {	/* it lies among the gone until its row is */
+		msg_set_state(m, M_DELETING);
 		delete_by_mid(c, m->mid);
-	if (m->flags & (MF_STORE | MF_GONE)) {
-		bool behind = (m->flags & MF_GONE) == 0;
-
+	} else if (m->flags & (MF_STORE | MF_GONE)) {
 		msg_free(ref);
-		if (c != NULL && behind && c->ending == END_NONE) {
+		if (c != NULL && c->ending == END_NONE) {
 			c->behind = c->again = true;
 			session_drain(c);
 		}
@@ -298,7 +357,9 @@ static void release(struct conn *c, uint32_t ref, uint64_t *ids, uint32_t *nids)
 	case MK_ROW:
 		ids[(*nids)++] = m->row;
 		COUNT(messages_drained);
-		break;
+		msg_set_state(m, M_DELETING);
+		gone_push(c, ref);
+		return;
 	case MK_GREF:
 		g = group_of(c, m->rcpt);
 		if (g != NULL && g->acked < m->row) {
@@ -308,12 +369,17 @@ static void release(struct conn *c, uint32_t ref, uint64_t *ids, uint32_t *nids)
 		break;
 	default:
 		route_tell(m, V_DELIVERED);
+		if (msg_state(m) == M_STORING || msg_state(m) == M_STORED)
+			gone_push(c, ref);
 		if (msg_state(m) == M_STORING) {	/* the job has it: its row goes at commit */
 			m->flags |= MF_GONE;
 			return;
 		}
-		if (msg_state(m) == M_STORED)
+		if (msg_state(m) == M_STORED) {
+			msg_set_state(m, M_DELETING);
 			delete_by_mid(c, m->mid);
+			return;
+		}
 		break;
 	}
 	msg_free(ref);
@@ -468,6 +534,7 @@ static void drained(struct store_job *j, void *arg)
 	}
 	if (c->fd < 0 || c->ending != END_NONE)
 		return;
+	gone_tidy(c, false);
 	if (!j->more && fresh == 0 && j->after == 0) {
 		drain_done(c);
 		return;
@@ -482,8 +549,8 @@ static void drained(struct store_job *j, void *arg)
 
 /*
  * In bulk the read goes on behind the last row it saw. The last pass starts from the beginning:
- * a row with a smaller number may have been committed late. It waits until no deletion is in
- * flight, or it would see rows that were delivered.
+ * a row with a smaller number may have been committed late. Rows that were delivered, and whose
+ * deletion is in flight, are known by the gone list.
  */
 void session_drain(struct conn *c)
 {
@@ -492,8 +559,7 @@ void session_drain(struct conn *c)
 	if (!c->bound || !c->greeted || !c->behind || c->draining || c->ending != END_NONE ||
 	    c->leaving || c->storing > 0 || c->state != CONN_OPEN || timer_is_set(&c->drain))
 		return;
-	if (!session_has_room(c) || (c->full_pass && c->deleting > 0) ||
-	    (classic && conn_unsent(c) > 0))
+	if (!session_has_room(c) || (classic && conn_unsent(c) > 0))
 		return;			/* written(), received() and deleted() come back here */
 	struct store_job *j = store_job_new(STORE_OFFLINE, drained, NULL);
 	j->tag = c->rec;
@@ -501,8 +567,8 @@ void session_drain(struct conn *c)
 	j->id = atomic_load(&c->r->user);
 	j->after = c->full_pass ? 0 : c->drained;
 	j->limit = classic ? 1 : DRAIN_ROWS;
-	if (c->full_pass)
-		j->limit += c->held;
+	if (c->full_pass)		/* those it will know again do not count */
+		j->limit += c->held + gone_count(c);
 	else if (PROTO_WINDOW_MSGS - c->held < j->limit)
 		j->limit = PROTO_WINDOW_MSGS - c->held;
 	j->bytes = DRAIN_BYTES;
@@ -577,6 +643,7 @@ void session_settle(struct conn *c)
 		return;
 	enum session_end how = c->ending;
 
+	gone_tidy(c, true);
 	unbind(c);
 	c->ending = END_NONE;
 	c->greeted = c->behind = c->again = c->full_pass = false;

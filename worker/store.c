@@ -358,8 +358,6 @@ static void *read_main(void *arg)
 	struct runner *r = thread_begin(st, l);
 	struct store_job *job;
 
-	(void)pthread_setname_np(pthread_self(), "parleyd-read");
-
 	while (r != NULL && (job = read_next(st, l)) != NULL) {
 		if (expired(job, now_ms())) {
 			done_push_rc(st, job, STORE_BUSY);
@@ -566,8 +564,6 @@ static void *write_main(void *arg)
 	struct runner *r = thread_begin(st, l);
 	struct batch *b = calloc(1, sizeof *b);
 	struct store_job *list;
-
-	(void)pthread_setname_np(pthread_self(), "parleyd-write");
 
 	if (b == NULL)
 		abort();

@@ -242,10 +242,11 @@ static enum fate fate_of(struct msg *m, uint32_t slot)
 		return prepared_is_ours(m) ? FATE_STORE : FATE_FREE;
 	case M_HELD:
 		return held_fate(m, slot);
+	case M_DELETING:
+		return m->kind == MK_ROW ? FATE_ROW : FATE_GONE;
 	case M_NONE:
 	case M_TAKEN:
 	case M_STORED:
-	case M_DELETING:
 		break;
 	}
 	return FATE_FREE;
