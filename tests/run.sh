@@ -20,6 +20,14 @@ set -u
 out=build/check
 mkdir -p $out
 passed=0 failed=0
+# The distribution's Python has the distribution's pytest, whatever else comes first in PATH.
+python=python3
+for p in /usr/bin/python3 python3; do
+	if "$p" -c 'import pytest' 2>/dev/null; then
+		python=$p
+		break
+	fi
+done
 make() { env -u MAKEFLAGS -u MFLAGS -u MAKELEVEL "${MAKE:-make}" -s -j"$(nproc)" \
 	CC="${CC:-gcc}" ${CI:+CI="$CI"} "$@"; }
 
@@ -82,9 +90,9 @@ py() {
 	rm -f "$xml"
 	# shellcheck disable=SC2086
 	PARLEY_BIN=$PWD/$(dir_of "$kind") PARLEY_BUILD=$kind PYTHONDONTWRITEBYTECODE=1 \
-		python3 -m pytest -q --tb=short -p no:cacheprovider --durations=8 --junitxml="$xml" "$@" \
+		"$python" -m pytest -q --tb=short -p no:cacheprovider --durations=8 --junitxml="$xml" "$@" \
 		${PYTEST_ARGS:-} >"$out/${name//[^a-zA-Z0-9_.]/-}.log" 2>&1 </dev/null || rc=$?
-	counts=$(python3 -c 'import sys, xml.etree.ElementTree as e
+	counts=$("$python" -c 'import sys, xml.etree.ElementTree as e
 s = [x for x in e.parse(sys.argv[1]).getroot().iter("testsuite")]
 n = lambda k: sum(int(x.get(k, 0)) for x in s)
 bad = n("failures") + n("errors")
@@ -105,11 +113,11 @@ stage() {
 	bin=$PWD/$(dir_of "$kind")
 	case $1 in
 	includes)
-		one "includes" python3 tests/run-includes.py ;;
+		one "includes" "$python" tests/run-includes.py ;;
 	docs)
 		build release build/tests/run-keys || return
 		build/tests/run-keys >$out/keys
-		one "docs" python3 tests/run-docs.py $out/keys ;;
+		one "docs" "$python" tests/run-docs.py $out/keys ;;
 	clang)
 		one "clang" make syntax CC=clang WERROR=-Werror ;;
 	unit|unit:*)
