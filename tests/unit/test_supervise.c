@@ -668,6 +668,20 @@ static void test_death_while_stopping_gets_a_last_chance(void **state)
 	assert_int_equal(sup.slot[1].gen, 2);
 }
 
+static void test_there_is_only_one_last_chance(void **state)
+{
+	(void)state;
+	page->act[0] = STUBBORN;
+	start(1);
+	sup_stop(&sup, SUP_GRACEFUL);
+	for (int deaths = 1; deaths <= 2; deaths++) {
+		UNTIL(page->stops[0] == deaths, 1000);
+		kill(sup.slot[0].pid, SIGKILL);
+	}
+	UNTIL(sup.phase == SUP_DONE, 1500);
+	assert_int_equal(sup.slot[0].gen, 2);
+}
+
 static void test_store_down_at_start(void **state)
 {
 	(void)state;
@@ -757,6 +771,7 @@ int main(void)
 		T(test_stop_is_bounded),
 		T(test_stop_can_be_hurried),
 		T(test_death_while_stopping_gets_a_last_chance),
+		T(test_there_is_only_one_last_chance),
 		T(test_store_down_at_start),
 		T(test_store_misconfigured_at_start),
 		T(test_last_words_of_the_dead_are_ignored),
