@@ -4,6 +4,7 @@
 #include "client/ctl_user.h"
 
 #include <errno.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <termios.h>
@@ -35,39 +36,53 @@ static bool first_line(FILE *f, struct text *out)
 	return len > 0;
 }
 
-static bool ask(FILE *tty, const char *question, struct text *out)
+static volatile sig_atomic_t interrupted;
+
+static void on_interrupt(int sig)
 {
+	interrupted = sig;
+}
+
+/* Asks on the terminal without echo. ^C leaves it as it was, too. */
+static bool ask(const char *question, struct text *out)
+{
+	struct sigaction act = { .sa_handler = on_interrupt }, old_int, old_term;
 	struct termios old, quiet;
+	FILE *tty = fopen("/dev/tty", "re");
 	bool ok;
 
-	if (tcgetattr(fileno(tty), &old) < 0)
+	if (tty == NULL || tcgetattr(fileno(tty), &old) < 0) {
+		fprintf(stderr, "parleyctl: there is no terminal to ask for the password\n");
+		if (tty != NULL)
+			fclose(tty);
 		return false;
+	}
 	quiet = old;
 	quiet.c_lflag &= ~(tcflag_t)ECHO;
-	fputs(question, tty);
-	fflush(tty);
+	interrupted = 0;
+	sigaction(SIGINT, &act, &old_int);	/* no SA_RESTART: it ends the read */
+	sigaction(SIGTERM, &act, &old_term);
 	(void)tcsetattr(fileno(tty), TCSAFLUSH, &quiet);
+	fputs(question, stderr);
 	ok = first_line(tty, out);
 	(void)tcsetattr(fileno(tty), TCSAFLUSH, &old);
-	fputc('\n', tty);
+	fputc('\n', stderr);
+	sigaction(SIGINT, &old_int, NULL);
+	sigaction(SIGTERM, &old_term, NULL);
+	fclose(tty);
+	if (interrupted != 0)
+		raise(interrupted);
+	if (!ok)
+		fprintf(stderr, "parleyctl: no password\n");
 	return ok;
 }
 
 static bool ask_twice(struct text *out)
 {
 	struct text again = { 0 };
-	FILE *tty = fopen("/dev/tty", "r+");
-	bool ok;
+	bool ok = ask("Password: ", out) && ask("Once more: ", &again);
 
-	if (tty == NULL) {
-		fprintf(stderr, "parleyctl: there is no terminal to ask for the password\n");
-		return false;
-	}
-	ok = ask(tty, "Password: ", out) && ask(tty, "Once more: ", &again);
-	fclose(tty);
-	if (!ok) {
-		fprintf(stderr, "parleyctl: no password\n");
-	} else if (strcmp(out->s, again.s) != 0) {
+	if (ok && strcmp(out->s, again.s) != 0) {
 		fprintf(stderr, "parleyctl: the two are not the same\n");
 		ok = false;
 	}
