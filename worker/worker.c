@@ -532,11 +532,12 @@ static void turn_end(void)
 
 /* ---- set-up ---- */
 
+/* This worker's part of the host's connections, but for the one that writes; at least one reads. */
 static uint32_t share(uint32_t of_host, uint32_t workers)
 {
 	uint32_t n = of_host / (workers > 0 ? workers : 1);
 
-	return n > 0 ? n : 1;
+	return n > 2 ? n - 1 : 1;
 }
 
 static struct store_setup store_setup_of(const struct conf *cf)
