@@ -303,6 +303,8 @@ class Daemon:
     def worker_of(self, client, deadline=5):
         """The slot whose process holds the server's end of a TCP connection."""
         def find():
+            if client.eof:
+                return (None,)              # it ended before that could be seen
             inode = self.inodes().get(client.local[1])
             if not inode:
                 return None
@@ -416,10 +418,10 @@ class Daemon:
             self.clients.remove(client)
         return Account(reply["id"], name, password)
 
-    def accounts(self, count, prefix="user", password="secret-word"):
+    def accounts(self, count, prefix="user", password="secret-word", slot=None):
         """Registers many users over one connection."""
         out = []
-        with self.connect() as client:
+        with self.connect() if slot is None else self.connect_on(slot) as client:
             names = [unique(prefix) for _ in range(count)]
             for name in names:
                 client.send(REG, name=name, password=password)
