@@ -40,7 +40,9 @@ static struct conn *dirty_head, *gone_head;
 static struct conn *run_list[1024];	/* parse on at the end of the turn */
 static unsigned nrun;
 static int spare_fd = -1;
-static uint64_t accept_again_ms;
+static uint64_t accept_again_ms, dropped_ms;
+static unsigned pressure;		/* as of this turn's beginning */
+static uint32_t spare_in = CHUNK_NONE;	/* so that small requests are read when memory is used up */
 
 static void on_timer(struct timer *t);
 
@@ -364,6 +366,81 @@ static void on_timer(struct timer *t)
 
 /* ---- input ---- */
 
+/* ---- session memory used up ---- */
+
+#define DROP_EVERY_MS 5
+#define DROP_UNSENT   32768u		/* who has less unsent than this is not what fills the memory */
+#define STARVED_MS    20
+#define PRESSED_ROOM  2048u		/* a read takes that much when memory is short */
+
+struct slowest { struct conn *c; uint64_t unsent; };
+
+static void slower(struct conn *c, void *arg)
+{
+	struct slowest *s = arg;
+
+	if (c->fd >= 0 && c->state == CONN_OPEN && conn_unsent(c) > s->unsent)
+		*s = (struct slowest){ c, conn_unsent(c) };
+}
+
+/* The reader that holds most goes, now and then: what it had not had is in the store afterwards. */
+static bool drop_slowest(const struct conn *but)
+{
+	static uint64_t said_ms;
+	struct slowest s = { NULL, DROP_UNSENT };
+
+	if (clock_ms() - dropped_ms < DROP_EVERY_MS)
+		return false;
+	dropped_ms = clock_ms();
+	conn_each(slower, &s);
+	if (clock_ms() - said_ms > 1000) {
+		said_ms = clock_ms();
+		log_warn("session memory is short: %llu of %llu bytes in use%s",
+		    (unsigned long long)region_used(wk->region),
+		    (unsigned long long)region_size(wk->region),
+		    s.c != NULL ? ", the slowest reader is dropped" : "");
+	}
+	if (s.c == NULL || s.c == but)
+		return false;
+	COUNT(slow_closed);
+	conn_close(s.c, CLOSE_SLOW);
+	return true;
+}
+
+static void on_starved(struct timer *t)
+{
+	conn_resume((struct conn *)((char *)t - offsetof(struct conn, pace)));
+}
+
+/* Not read for a moment: the bytes wait in the socket, and the client with them. */
+static void starve(struct conn *c)
+{
+	(void)drop_slowest(NULL);
+	if (c->state != CONN_OPEN || c->paused)
+		return;
+	conn_pause(c);
+	timer_set(&c->pace, clock_ms() + STARVED_MS, on_starved);
+}
+
+unsigned conn_pressure(void)
+{
+	uint64_t used = region_used(wk->region), size = region_size(wk->region);
+
+	return used < size / 2 ? 0 : used < size / 4 * 3 ? 1 : used < size / 8 * 7 ? 2 : 3;
+}
+
+static uint32_t in_alloc(struct conn *c, size_t need)
+{
+	uint32_t ref = chunk_alloc(wk->region, need, CHUNK_IN, c->rec, c->gen);
+
+	if (ref == CHUNK_NONE && spare_in != CHUNK_NONE && need <= READ_ROOM) {
+		chunk_free(wk->region, spare_in);
+		spare_in = CHUNK_NONE;
+		ref = chunk_alloc(wk->region, need, CHUNK_IN, c->rec, c->gen);
+	}
+	return ref;
+}
+
 /* Makes sure that the input chunk has room for a read behind what it holds. */
 static struct chunk *in_room(struct conn *c, size_t *room_r)
 {
@@ -379,7 +456,7 @@ static struct chunk *in_room(struct conn *c, size_t *room_r)
 	size_t need = live < READ_ROOM / 2 ? READ_ROOM - 32 : live * 2;
 	if (need > wk->conf.max_frame + READ_ROOM)
 		need = wk->conf.max_frame + READ_ROOM;
-	uint32_t ref = chunk_alloc(wk->region, need, CHUNK_IN, c->rec, c->gen);
+	uint32_t ref = in_alloc(c, need);
 	if (ref == CHUNK_NONE)
 		return NULL;
 	struct chunk *to = chunk_at(wk->slot, ref);
@@ -475,11 +552,17 @@ static void conn_read(struct conn *c)
 	struct chunk *ch = in_room(c, &room);
 
 	if (ch == NULL) {
-		conn_close(c, CLOSE_MEMORY);
+		starve(c);
 		return;
 	}
 	if (room > READ_ROOM)
 		room = READ_ROOM;
+	if (pressure >= 2 && c->r->rend - c->r->rpos > PRESSED_ROOM) {
+		starve(c);	/* in the middle of something large: that can wait */
+		return;
+	}
+	if (pressure >= 2 && room > PRESSED_ROOM)
+		room = PRESSED_ROOM;
 	ssize_t n = recv(c->fd, ch->data + (c->r->rend - ch->base), room, MSG_DONTWAIT);
 	COUNT(reads);
 	if (n > 0) {
@@ -612,6 +695,8 @@ char *conn_room(struct conn *c, size_t max)
 	}
 	size_t want = max > OUT_CHUNK ? max : conn_unsent(c) > 32768 ? 16384 - 32 : OUT_CHUNK;
 	uint32_t ref = chunk_alloc(wk->region, want < max ? max : want, CHUNK_OUT, c->rec, c->gen);
+	if (ref == CHUNK_NONE && drop_slowest(c))
+		ref = chunk_alloc(wk->region, max, CHUNK_OUT, c->rec, c->gen);
 	if (ref == CHUNK_NONE) {
 		conn_close(c, CLOSE_MEMORY);
 		return NULL;
@@ -756,7 +841,16 @@ void conn_flush_all(void)
 		c->dirty = false;
 		conn_flush(c);
 	}
+	pressure = conn_pressure();
+	if (pressure == 3)
+		(void)drop_slowest(NULL);
 	free_gone();
+	if (spare_in == CHUNK_NONE && wk->nconns > 0)
+		spare_in = chunk_alloc(wk->region, READ_ROOM - 32, CHUNK_IN, REC_NONE, 0);
+	else if (spare_in != CHUNK_NONE && wk->nconns == 0) {
+		chunk_free(wk->region, spare_in);
+		spare_in = CHUNK_NONE;
+	}
 	atomic_store_explicit(&wk->s->inflight, 0, memory_order_relaxed);
 }
 

@@ -66,6 +66,12 @@ void conn_close(struct conn *c, enum close_why why);
 /* The session has nothing left: frees record and connection at the end of the turn. */
 void conn_gone(struct conn *c);
 
+/*
+ * How full session memory is: 0 fine; 1 over half: what would be written to a slow reader is
+ * stored instead; 2 over three quarters: who sends much is not read for a moment; 3 over seven
+ * eighths: the slowest reader goes. The rest is for replies. Known anew each turn.
+ */
+unsigned conn_pressure(void);
 void conn_mark_dirty(struct conn *c);
 void conn_flush_all(void);		/* end of turn */
 /* Makes the cache beside a record that this worker is about to own (a move); leaves the record alone. */

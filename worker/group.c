@@ -428,7 +428,7 @@ static void submit(uint32_t ref)
 	j->other = m->sender;
 	memcpy(j->mid, m->mid, 16);
 	j->ts = m->ts;
-	store_job_body(j, wk->scratch, msg_store_text(wk->scratch, m));
+	store_job_body(j, wk->text, msg_store_text(wk->text, m));
 	if (m->flags & MF_MUST)
 		j->flags = STORE_MUST;
 	store_submit(wk->store, j);

@@ -208,8 +208,8 @@ void route_store(uint32_t ref, void (*done)(struct store_job *, void *))
 	j->other = m->sender;
 	memcpy(j->mid, m->mid, 16);
 	j->ts = m->ts;
-	len = msg_store_text(wk->scratch, m);
-	store_job_body(j, wk->scratch, len);
+	len = msg_store_text(wk->text, m);
+	store_job_body(j, wk->text, len);
 	if (m->flags & MF_MUST)
 		j->flags |= STORE_MUST;
 	else

@@ -149,6 +149,8 @@ bool session_can_live(const struct conn *c)
 	if (c->behind || c->storing > 0 || c->state != CONN_OPEN || c->ending != END_NONE ||
 	    atomic_load_explicit(&c->r->live, memory_order_relaxed) != LIVE_YES)
 		return false;
+	if (conn_unsent(c) > OUT_HIGH && conn_pressure() >= 1)
+		return false;		/* memory is short: its reader can have it from the store */
 	return !c->r->ack || (c->held < PROTO_WINDOW_MSGS && c->held_bytes < PROTO_WINDOW_BYTES);
 }
 

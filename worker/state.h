@@ -95,6 +95,7 @@ struct worker {
 	struct json *json;		/* parser of the loop */
 	struct json *json2;		/* a second one, for texts met while the first is in use */
 	char *scratch;			/* SCRATCH bytes for one frame at a time */
+	char *text;			/* SCRATCH bytes for what goes to the store: may be needed while a frame is being written */
 	bool leaving, stopping, orphan;
 	uint32_t nconns;
 	unsigned char keys[2][32];	/* token keys: current, previous */

@@ -611,8 +611,9 @@ static int set_up(const struct worker_boot *boot)
 	wk->json = json_new(0);
 	wk->json2 = json_new(JSON_UNTRUSTED);
 	wk->scratch = malloc(SCRATCH);
+	wk->text = malloc(SCRATCH);
 	wk->region = region_open(wk->slot, wk->gen == 1);
-	if (ports == NULL || wk->json == NULL || wk->json2 == NULL || wk->scratch == NULL ||
+	if (ports == NULL || wk->json == NULL || wk->json2 == NULL || wk->scratch == NULL || wk->text == NULL ||
 	    wk->region == NULL || loop_init(&hooks) != 0 || conn_init() != 0 || peer_init() != 0 ||
 	    route_init() != 0 || open_store() != 0 || open_auth() != 0)
 		return -1;
