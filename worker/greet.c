@@ -420,21 +420,24 @@ static int by_time(const void *a, const void *b)
  * Sorted by time among sources, but never against the order of one source (the store's rows, one
  * group): there the clocks of several workers do not count. since_ms is the sort key until then.
  */
-static void add_entry(struct conn *c, struct greet *g, enum msg_kind kind,
+static bool add_entry(struct conn *c, struct greet *g, enum msg_kind kind,
     const struct store_msg *s, uint32_t rcpt, uint64_t *key)
 {
 	uint32_t ref = msg_from_text(kind, c->rec, c->gen, s->body, s->len, s->sender, s->mid,
 	    s->ts, s->row);
 
-	if (ref == CHUNK_NONE) {
+	if (ref == CHUNK_NONE)
+		return false;		/* short of memory: the rest is read again later */
+	if (ref == MSG_NOT_OURS) {
 		log_error("user %u: stored message %llu cannot be delivered", g->user,
 		    (unsigned long long)s->row);
-		return;
+		return true;
 	}
 	*key = s->ts > *key ? s->ts : *key;
 	msg_at(ref)->rcpt = rcpt;
 	msg_at(ref)->since_ms = *key;
 	g->refs[g->nrefs++] = ref;
+	return true;
 }
 
 static void next_range(struct conn *c);
@@ -451,7 +454,8 @@ static void ranged(struct store_job *j, void *arg)
 	for (uint32_t i = 0; i < j->nmsgs && g->nrefs < MSGS; i++) {
 		if (j->msgs[i].sender == g->user)
 			continue;
-		add_entry(c, g, MK_GREF, &j->msgs[i], j->group, &key);
+		if (!add_entry(c, g, MK_GREF, &j->msgs[i], j->group, &key))
+			break;
 	}
 	next_range(c);
 }
@@ -498,7 +502,8 @@ void greet_start(struct conn *c, struct store_job *job, const char *echo)
 	job->groups = NULL;
 	job->npeople = job->ngroups = 0;
 	for (uint32_t i = 0; i < job->nmsgs && g->nrefs < MSGS; i++)
-		add_entry(c, g, MK_ROW, &job->msgs[i], g->user, &key);
+		if (!add_entry(c, g, MK_ROW, &job->msgs[i], g->user, &key))
+			break;
 	if (job->nmsgs > g->nrefs)
 		g->more = true;
 	next_range(c);

@@ -294,7 +294,9 @@ static bool range_row(struct conn *c, struct member *g, uint32_t group, const st
 	}
 	uint32_t ref = msg_from_text(MK_GREF, c->rec, c->gen, s->body, s->len, s->sender, s->mid,
 	    s->ts, s->row);
-	if (ref == CHUNK_NONE) {
+	if (ref == CHUNK_NONE)
+		return false;
+	if (ref == MSG_NOT_OURS) {
 		log_error("group %u: message %llu cannot be delivered", group,
 		    (unsigned long long)s->row);
 		g->sent = s->row;
@@ -325,8 +327,12 @@ static void ranged(struct store_job *j, void *arg)
 	for (uint32_t i = 0; i < j->nmsgs && c->fd >= 0; i++, wrote++) {
 		struct member *g = group_of(c, j->group);
 
-		if (g == NULL || !range_row(c, g, j->group, &j->msgs[i]))
+		if (g == NULL)
 			break;
+		if (!range_row(c, g, j->group, &j->msgs[i])) {	/* short of memory, or closed */
+			range_later(c, RETRY_MS);
+			break;
+		}
 	}
 	if (c->fd < 0 || c->ending != END_NONE)
 		return;

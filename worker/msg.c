@@ -260,14 +260,14 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
 	int64_t n;
 
 	if (json_parse(j, text, len) != JSON_OK)
-		return CHUNK_NONE;
+		return MSG_NOT_OURS;
 	root = json_root(j);
 	parts.group = kind == MK_GREF || kind == MK_GROUP;
 	if (!json_get(j, &root, "name", &name) ||
 	    !json_get(j, &root, parts.group ? "groupid" : "to", &rcpt) ||
 	    !json_get(j, &root, "msg", &parts.msg) || json_int(&rcpt, &n) != JSON_OK ||
 	    json_text(&name, name_text, sizeof name_text, &parts.name_len) != JSON_OK)
-		return CHUNK_NONE;
+		return MSG_NOT_OURS;
 	parts.name = name_text;
 	parts.rcpt = (uint32_t)n;
 	parts.time_text = "";
@@ -280,7 +280,7 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
 	json_out_init(&w, wk->scratch, SCRATCH);
 	msg_body(&w, &parts, j, &root, &marks);
 	if (w.over)
-		return CHUNK_NONE;
+		return MSG_NOT_OURS;
 	uint32_t ref = msg_new(kind, sess, gen, w.len);
 	if (ref == CHUNK_NONE)
 		return ref;

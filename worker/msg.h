@@ -103,8 +103,9 @@ size_t msg_render(char *out, const struct msg *m, enum proto_dialect d, uint32_t
 size_t msg_store_text(char *out, const struct msg *m);
 /*
  * An entry from the store's text: kind ROW or GREF, body rebuilt so that both dialects can be
- * rendered. CHUNK_NONE when the region is full or the text is not what we wrote.
+ * rendered. CHUNK_NONE when the region is full, MSG_NOT_OURS when the text is not what we wrote.
  */
+#define MSG_NOT_OURS (UINT32_MAX - 1)
 uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const char *text,
     size_t len, uint32_t sender, const unsigned char mid[16], uint64_t ts, uint64_t row);
 

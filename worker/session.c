@@ -519,13 +519,19 @@ static void drained(struct store_job *j, void *arg)
 	for (uint32_t i = 0; i < j->nmsgs && c->fd >= 0; i++) {
 		struct store_msg *s = &j->msgs[i];
 
-		if (s->row > c->drained)
-			c->drained = s->row;
-		if (session_has(c, s->row, s->mid))
+		if (session_has(c, s->row, s->mid)) {
+			c->drained = s->row > c->drained ? s->row : c->drained;
 			continue;
+		}
 		uint32_t ref = msg_from_text(MK_ROW, c->rec, c->gen, s->body, s->len, s->sender,
 		    s->mid, s->ts, s->row);
-		if (ref == CHUNK_NONE) {
+		if (ref == CHUNK_NONE) {	/* no memory now: from here again */
+			gone_tidy(c, false);
+			drain_later(c, RETRY_MS);
+			return;
+		}
+		c->drained = s->row > c->drained ? s->row : c->drained;
+		if (ref == MSG_NOT_OURS) {
 			log_error("user %u: stored message %llu cannot be delivered", j->id,
 			    (unsigned long long)s->row);
 			continue;
