@@ -46,7 +46,7 @@ struct item_group {			/* the body follows, unless it was too long for a packet *
 	uint32_t body_len, core_len;	/* body_len 0: read it from the store */
 };
 struct item_dissolved { struct item head; uint32_t group; };
-struct item_presence { struct item head; uint32_t user, online; };
+struct item_presence { struct item head; uint32_t user, online; };	/* user 0: look at all */
 struct item_end { struct item head; uint32_t user, rrec, rgen; char reason[16]; };
 
 int peer_init(void);

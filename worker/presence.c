@@ -168,11 +168,48 @@ void presence_left(uint32_t user)
 		timer_set(&absent_timer, absents[absent_head].at_ms, on_absent);
 }
 
+static void recheck_key(const struct index_vec *vec)
+{
+	bool online = sess_online(vec->key);
+
+	for (uint32_t i = 0; i < vec->len; i++)
+		if ((vec->v[i].flag != 0) != online) {
+			note(vec->key, online);
+			return;
+		}
+}
+
+static void recheck(void)
+{
+	for (uint32_t b = 0; b < watchers.nbuckets; b++)
+		for (const struct index_vec *vec = watchers.bucket[b]; vec != NULL; vec = vec->next)
+			recheck_key(vec);
+}
+
+static void on_recheck(struct timer *t)
+{
+	struct item_presence it = { .user = 0 };
+
+	(void)t;
+	peer_send_all(IT_PRESENCE, &it, sizeof it, NULL, 0);
+	recheck();
+}
+
+void presence_recheck_later(void)
+{
+	static struct timer later;
+
+	timer_set(&later, clock_ms() + wk->conf.presence_delay_ms, on_recheck);
+}
+
 void presence_on_item(const struct item *it)
 {
 	const struct item_presence *p = (const struct item_presence *)it;
 
-	note(p->user, p->online != 0);
+	if (p->user == 0)
+		recheck();
+	else
+		note(p->user, p->online != 0);
 }
 
 static void tell(struct conn *c, uint32_t user, bool online)

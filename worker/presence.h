@@ -28,6 +28,11 @@ void presence_free_list(struct conn *c);
 void presence_online(uint32_t user);
 /* A user was unbound here: tell everybody after the delay, unless they are back. */
 void presence_left(uint32_t user);
+/*
+ * A worker died or left, perhaps with absences that it had not told yet: after the delay everybody
+ * compares what their sessions were told with what is.
+ */
+void presence_recheck_later(void);
 void presence_on_item(const struct item *it);
 /* End of turn: the PRESENCE frames. */
 void presence_turn_end(void);

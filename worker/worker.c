@@ -25,6 +25,7 @@
 #include "worker/loop.h"
 #include "worker/move.h"
 #include "worker/peer.h"
+#include "worker/presence.h"
 #include "worker/redo.h"
 #include "worker/route.h"
 #include "worker/session.h"
@@ -283,6 +284,7 @@ static void adopt(const struct ipc_ctl *m, int *fds, unsigned n)
 		log_error("cannot serve slot %u: %s", m->a, strerror(errno));
 	log_info("serving slot %u as well", m->a);
 	sweep_start(m->a, 0);
+	presence_recheck_later();
 }
 
 static void release_if_swept(struct port *p)
@@ -634,6 +636,8 @@ int worker_run(const struct worker_boot *boot)
 		log_fatal("the worker cannot start: %s", strerror(errno));
 		return WORKER_FAILED;
 	}
+	if (wk->gen > 1)
+		presence_recheck_later();
 	ask_for_keys();
 	timer_set(&tick, clock_ms() + TICK_MS, on_tick);
 	purge_at_ms = clock_ms() + PURGE_MS;
