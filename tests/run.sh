@@ -144,7 +144,12 @@ stage() {
 		done ;;
 	int|int:*)
 		build "$kind" all || return
-		py "integration $kind" "$kind" tests/integration -m "not long" ;;
+		# The plain build is timed as it is; the slow ones have long deadlines and may share the CPUs.
+		set -- tests/integration -m "not long"
+		if [ "$kind" != release ] && "$python" -c 'import xdist' 2>/dev/null; then
+			set -- "$@" -n 2 --dist loadfile
+		fi
+		py "integration $kind" "$kind" "$@" ;;
 	long)
 		build release all || return
 		build faults all || return
