@@ -16,10 +16,29 @@
 
 #include "shm/rec.h"
 #include "shm/segment.h"
+#include "shm/sess.h"
 #include "shm/slots.h"
 #include "worker/base/clock.h"
 
 #define LOAD(field) atomic_load_explicit(&(field), memory_order_relaxed)
+
+/* Exact, and without a lock: the counter in the segment's head may be off by one a death. */
+static uint64_t users_online(void)
+{
+	uint64_t live, tombs;
+
+	sess_count(&live, &tombs);
+	return live;
+}
+
+static uint64_t connections(void)
+{
+	uint64_t n = 0;
+
+	for (uint32_t i = 0; i < shm->head->max_workers; i++)
+		n += LOAD(slot_at(i)->connections);
+	return n;
+}
 
 static uint64_t heartbeat_age(const struct slot *sh)
 {
@@ -85,8 +104,8 @@ char *report_status(const struct report *r, bool brief, size_t *len_r)
 	json_kv_str(&w, "state_dir", (*r->conf)->state_dir);
 	json_kv_int(&w, "workers_wanted", r->sup->wanted);
 	json_kv_int(&w, "workers_ready", sup_ready(r->sup));
-	json_kv_int(&w, "users_online", LOAD(h->users_online));
-	json_kv_int(&w, "connections", LOAD(h->connections));
+	json_kv_int(&w, "users_online", (int64_t)users_online());
+	json_kv_int(&w, "connections", (int64_t)connections());
 	json_kv_int(&w, "max_sessions", h->max_sessions);
 	json_kv_int(&w, "conf_version", LOAD(h->conf_version));
 	json_kv_int(&w, "repairs", LOAD(h->repairs));
@@ -137,7 +156,7 @@ static const struct gauge {
 };
 #define NGAUGES (sizeof gauges / sizeof *gauges)
 
-static uint64_t h_users(const struct report *r) { (void)r; return LOAD(shm->head->users_online); }
+static uint64_t h_users(const struct report *r) { (void)r; return users_online(); }
 static uint64_t h_repairs(const struct report *r) { (void)r; return LOAD(shm->head->repairs); }
 static uint64_t h_conf(const struct report *r) { (void)r; return LOAD(shm->head->conf_version); }
 static uint64_t h_max(const struct report *r) { (void)r; return shm->head->max_sessions; }

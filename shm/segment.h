@@ -48,7 +48,6 @@ struct segment_head {
 	_Atomic uint32_t conf_version;	/* odd/even names the copy in conf text [version & 1] */
 	_Atomic uint32_t conf_len[2];
 	_Atomic uint32_t repairs;	/* locks inherited from the dead, mended */
-	_Atomic uint32_t connections;	/* client connections of the host */
 	_Atomic uint32_t users_online;	/* bound users, roughly; sess_count() is exact */
 	_Atomic uint64_t next_login;	/* login numbers */
 };
