@@ -4,6 +4,7 @@
 #include "client/ctl_user.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -47,7 +48,9 @@ static void on_interrupt(int sig)
 static bool ask(const char *question, struct text *out)
 {
 	struct sigaction act = { .sa_handler = on_interrupt }, old_int, old_term;
+	struct pollfd p = { .events = POLLIN };
 	struct termios old, quiet;
+	sigset_t block, before;
 	FILE *tty = fopen("/dev/tty", "re");
 	bool ok;
 
@@ -60,15 +63,21 @@ static bool ask(const char *question, struct text *out)
 	quiet = old;
 	quiet.c_lflag &= ~(tcflag_t)ECHO;
 	interrupted = 0;
-	sigaction(SIGINT, &act, &old_int);	/* no SA_RESTART: it ends the read */
+	sigemptyset(&block);
+	sigaddset(&block, SIGINT);
+	sigaddset(&block, SIGTERM);
+	sigprocmask(SIG_BLOCK, &block, &before);	/* they come while ppoll() waits, and only then */
+	sigaction(SIGINT, &act, &old_int);
 	sigaction(SIGTERM, &act, &old_term);
 	(void)tcsetattr(fileno(tty), TCSAFLUSH, &quiet);
 	fputs(question, stderr);
-	ok = first_line(tty, out);
+	p.fd = fileno(tty);
+	ok = ppoll(&p, 1, NULL, &before) == 1 && first_line(tty, out);
 	(void)tcsetattr(fileno(tty), TCSAFLUSH, &old);
 	fputc('\n', stderr);
 	sigaction(SIGINT, &old_int, NULL);
 	sigaction(SIGTERM, &old_term, NULL);
+	sigprocmask(SIG_SETMASK, &before, NULL);
 	fclose(tty);
 	if (interrupted != 0)
 		raise(interrupted);
