@@ -94,12 +94,12 @@ deps:	## only install what building and testing need (Debian packages)
 	@tests/run-packages.sh check
 
 PREFIX     ?= /usr/local
-SYSCONFDIR ?= $(if $(filter /usr,$(PREFIX)),/etc,$(PREFIX)/etc)
+SYSCONFDIR ?= /etc
 UNITDIR    ?= $(if $(filter /usr,$(PREFIX)),/lib/systemd/system,/etc/systemd/system)
 MANDIR     ?= $(PREFIX)/share/man
 DOCDIR     ?= $(PREFIX)/share/doc/parley
 D = $(DESTDIR)
-# The files of etc/ name the paths of PREFIX=/usr; installing elsewhere rewrites them.
+# The service files name the paths of PREFIX=/usr; installing elsewhere rewrites them.
 PLACE = sed -e 's,/usr/sbin/parley,$(PREFIX)/sbin/parley,g' -e 's,/etc/parleyd\.conf,$(SYSCONFDIR)/parleyd.conf,g'
 
 install: all	## install programs, man pages, sample configuration and service files (DESTDIR, PREFIX)
@@ -107,15 +107,13 @@ install: all	## install programs, man pages, sample configuration and service fi
 		$(D)$(MANDIR)/man1 $(D)$(MANDIR)/man5 $(D)$(MANDIR)/man8 $(D)/etc/init.d $(D)/etc/logrotate.d
 	install -m 755 $(O)/parley $(D)$(PREFIX)/bin/
 	install -m 755 $(O)/parleyd $(O)/parleyctl $(D)$(PREFIX)/sbin/
-	$(PLACE) etc/parleyd.conf > $(D)$(DOCDIR)/parleyd.conf
-	install -m 644 README.md LICENSE worker/PROTOCOL.md $(D)$(DOCDIR)/
+	install -m 644 etc/parleyd.conf README.md LICENSE worker/PROTOCOL.md $(D)$(DOCDIR)/
 	test -e $(D)$(SYSCONFDIR)/parleyd.conf || install -m 640 $(D)$(DOCDIR)/parleyd.conf $(D)$(SYSCONFDIR)/
 	$(PLACE) etc/parleyd.service > $(D)$(UNITDIR)/parleyd.service
 	$(PLACE) etc/parleyd.init > $(D)/etc/init.d/parleyd
 	chmod 755 $(D)/etc/init.d/parleyd
 	$(PLACE) etc/parleyd.logrotate > $(D)/etc/logrotate.d/parleyd
-	for s in 1 5 8; do for f in etc/man/*.$$s; do \
-		$(PLACE) $$f > $(D)$(MANDIR)/man$$s/$${f##*/} || exit 1; done; done
+	for s in 1 5 8; do install -m 644 etc/man/*.$$s $(D)$(MANDIR)/man$$s/ || exit 1; done
 
 uninstall:	## remove what install put there; a configuration that was changed stays
 	rm -f $(D)$(PREFIX)/bin/parley $(D)$(PREFIX)/sbin/parleyd $(D)$(PREFIX)/sbin/parleyctl \
