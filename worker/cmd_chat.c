@@ -23,6 +23,7 @@
 
 #define KNOWN_PAGE 32768u		/* ids in a page of the set of users known to exist */
 #define REFUSED_MAX 16
+#define ADDED_VALUES 6u			/* on the way: id, name, time, ts, mid, n */
 
 /* ---- users known to exist: a bitmap in pages, never wrong for long (ids are not used again) ---- */
 
@@ -424,6 +425,11 @@ static void chat(struct conn *c, const struct req *rq, bool group)
 	if (e == E_OK && has < 0) {
 		e = E_MALFORMED;
 		strcpy(why, "cid must be a string of 1 to 64 bytes or an integer");
+	}
+	/* What is carried through must fit a frame of ours, and be read again from the store. */
+	if (e == E_OK && c->scan.values > FRAME_MAX_VALUES - ADDED_VALUES) {
+		e = E_SIZE;
+		strcpy(why, "too many values in one message");
 	}
 	if (e != E_OK) {
 		cmd_chat_refuse(c, rq, e, why, 0);

@@ -86,6 +86,7 @@ static struct conn *conn_make(uint32_t rec, int fd)
 	c->ix = ix;
 	c->fd = fd;
 	c->gone = CHUNK_NONE;
+	c->unwritten = CHUNK_NONE;
 	c->last_ms = c->since_ms = clock_ms();
 	frame_init(&c->scan);
 	wk->nconns++;
@@ -878,6 +879,7 @@ void conn_close(struct conn *c, enum close_why why)
 		return;
 	log_debug("conn %s user %u: closed, %s", conn_peer(c), atomic_load(&r->user), conn_why(why));
 	c->state = CONN_CLOSED;
+	session_closing(c);
 	loop_client_del(c->fd);
 	close(c->fd);
 	c->fd = -1;

@@ -445,6 +445,7 @@ void move_on_move(const struct ipc_ctl *m, int fd)
 	answer(m, IPC_TAKEN);
 	conn_want(c);
 	conn_rearm(c);
+	c->unwritten = c->r->held_head;
 	if (c->r->ack && c->held > 0)
 		session_confirm_arm(c);
 	conn_mark_dirty(c);

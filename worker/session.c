@@ -8,7 +8,10 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <unistd.h>
+
+#include <linux/sockios.h>
 
 #include "shm/sess.h"
 #include "worker/base/clock.h"
@@ -28,6 +31,10 @@
 #define OUT_HIGH    131072u		/* unsent bytes above which nothing is read from the store for it */
 #define RETRY_MS    500
 #define CURSOR_MS   300
+#define ASK_EVERY   16u			/* messages to a silent session after which TCP is asked */
+#define ASK_BYTES   32768u
+#define ARRIVAL_MS  60			/* and when nothing more is written */
+#define ARRIVAL_AGAIN_MS 100
 
 static struct conn *cursor_head;
 static struct timer cursor_timer;
@@ -51,6 +58,8 @@ static void held_push(struct conn *c, uint32_t ref)
 	else
 		r->held_head = ref;
 	r->held_tail = ref;
+	if (c->unwritten == CHUNK_NONE)
+		c->unwritten = ref;
 	c->held++;
 	c->held_bytes += msg_at(ref)->body_len;
 	c->stored_to = CHUNK_NONE;
@@ -62,6 +71,8 @@ static uint32_t held_pop(struct conn *c)
 	uint32_t ref = r->held_head;
 
 	r->held_head = held_chunk(ref)->next;
+	if (c->unwritten == ref)
+		c->unwritten = r->held_head;
 	if (r->held_head == CHUNK_NONE)
 		r->held_tail = CHUNK_NONE;
 	c->held--;
@@ -399,12 +410,61 @@ static void after_release(struct conn *c, const uint64_t *ids, uint32_t nids)
 	}
 }
 
-void session_written(struct conn *c)
+/* What the other end's TCP has acknowledged. A unix socket hands over at once. */
+static void ask_arrived(struct conn *c)
+{
+	int queued = 0;
+
+	if (c->r->port != 0 && ioctl(c->fd, SIOCOUTQ, &queued) == 0 &&
+	    (uint64_t)queued <= c->r->wsent)
+		c->arrived = c->r->wsent - (uint64_t)queued;
+	else
+		c->arrived = c->r->wsent;
+}
+
+/* Silent receivers: a sender that asked hears "delivered" when the bytes were written. */
+static void tell_written(struct conn *c)
+{
+	while (c->unwritten != CHUNK_NONE && msg_at(c->unwritten)->wend <= c->r->wsent) {
+		struct msg *m = msg_at(c->unwritten);
+
+		if (m->kind == MK_DIRECT)
+			route_tell(m, V_DELIVERED);
+		c->unwritten = held_chunk(c->unwritten)->next;
+	}
+}
+
+static void release_arrived(struct conn *c)
 {
 	uint64_t ids[PROTO_WINDOW_MSGS];
 	uint32_t nids = 0;
 	bool any = false;
+	/* Who logs out is there to have read it. */
+	uint64_t upto = c->ending == END_LOGOUT ? c->r->wsent : c->arrived;
 
+	while (c->r->held_head != CHUNK_NONE && nids < PROTO_WINDOW_MSGS &&
+	    msg_at(c->r->held_head)->wend <= upto) {
+		release(c, held_pop(c), ids, &nids);
+		any = true;
+	}
+	if (any || c->behind)
+		after_release(c, ids, nids);
+}
+
+static void on_arrival(struct timer *t)
+{
+	struct conn *c = (struct conn *)((char *)t - offsetof(struct conn, confirm));
+
+	if (!c->bound || c->fd < 0 || c->state == CONN_MOVING || c->r->ack)
+		return;
+	ask_arrived(c);
+	release_arrived(c);
+	if (c->bound && c->fd >= 0 && c->held > 0 && !timer_is_set(&c->confirm))
+		timer_set(&c->confirm, clock_ms() + ARRIVAL_AGAIN_MS, on_arrival);
+}
+
+void session_written(struct conn *c)
+{
 	if (!c->bound)
 		return;
 	if (c->r->ack) {
@@ -412,13 +472,26 @@ void session_written(struct conn *c)
 			session_drain(c);
 		return;
 	}
-	while (c->r->held_head != CHUNK_NONE && nids < PROTO_WINDOW_MSGS &&
-	    msg_at(c->r->held_head)->wend <= c->r->wsent) {
-		release(c, held_pop(c), ids, &nids);
-		any = true;
+	if (c->r->held_head == CHUNK_NONE) {
+		if (c->behind)
+			after_release(c, NULL, 0);
+		return;
 	}
-	if (any || c->behind)
-		after_release(c, ids, nids);
+	tell_written(c);
+	if (c->held >= c->ask_at || c->held_bytes >= ASK_BYTES || c->behind ||
+	    c->ending != END_NONE) {
+		ask_arrived(c);
+		release_arrived(c);
+		c->ask_at = c->held + ASK_EVERY;
+	}
+	if (c->bound && c->fd >= 0 && c->held > 0 && !timer_is_set(&c->confirm))
+		timer_set(&c->confirm, clock_ms() + ARRIVAL_MS, on_arrival);
+}
+
+void session_closing(struct conn *c)
+{
+	if (c->bound && !c->r->ack)
+		ask_arrived(c);
 }
 
 int session_received(struct conn *c, int64_t n)
@@ -683,7 +756,7 @@ static void end_held(struct conn *c)
 		uint32_t ref = held_pop(c);
 		struct msg *m = msg_at(ref);
 
-		if (!c->r->ack && m->wend <= c->r->wsent) {
+		if (!c->r->ack && m->wend <= (closed ? c->arrived : c->r->wsent)) {
 			release(c, ref, ids, &nids);
 			if (nids == PROTO_WINDOW_MSGS) {
 				delete_rows(c, ids, nids);
@@ -707,7 +780,8 @@ static void end_begin(struct conn *c, enum session_end how)
 {
 	c->ending = (uint8_t)how;
 	timer_stop(&c->drain);
-	timer_stop(&c->confirm);
+	if (c->r->ack)
+		timer_stop(&c->confirm);
 	atomic_store_explicit(&c->r->live, LIVE_DRAINING, memory_order_release);
 	end_held(c);
 	if (c->cursors_dirty)

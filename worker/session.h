@@ -9,7 +9,9 @@
  *
  *         Order for one sender: while anything is behind or storing, new messages go behind it, into the
  *         store, and come out through the drain; only when both are empty they are written live.
- * Delivered means written (silent session) or confirmed with RECEIVED (ack).
+ * Delivered means written (silent session) or confirmed with RECEIVED (ack). What a silent session was
+ *         written is kept until TCP says that it has arrived (SIOCOUTQ, asked now and then), so that a
+ *         connection that dies with bytes under way loses none of them.
  * End     logout or close: what is not delivered goes to the store, and only when all jobs are
  *         answered and the sender's own lanes are resolved is the user unbound: whoever logs in
  *         next finds everything there.
@@ -59,6 +61,8 @@ void session_written(struct conn *c);
 /* The greeting was queued: the session is live, or drains first. */
 void session_greeted(struct conn *c);
 void session_logout(struct conn *c, const char *req);
+/* conn.c: the descriptor is about to be closed: what has the other end not acknowledged? */
+void session_closing(struct conn *c);
 /* conn.c: the descriptor is closed. */
 void session_closed(struct conn *c);
 void session_drop_cache(struct conn *c);

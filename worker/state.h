@@ -64,6 +64,9 @@ struct conn {
 	uint32_t held;			/* entries in the held list */
 	uint32_t held_bytes;
 	uint32_t gone;			/* chain of entries confirmed, but perhaps still seen by a read of the store */
+	uint32_t unwritten;		/* first held entry that was not wholly written (silent session) */
+	uint32_t ask_at;		/* held entries at which TCP is asked next what has arrived */
+	uint64_t arrived;		/* bytes of the stream that the other end has acknowledged */
 	uint32_t stored_to;		/* all that is held up to this entry has a row, or a job for one */
 	uint64_t drained;		/* offline rows up to here were read in this session */
 	uint64_t term_at;		/* where the byte stands that ends the first frame; 0: no frame yet */

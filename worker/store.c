@@ -25,7 +25,8 @@ enum {
 	HURRY_MS = 100,			/* for a thread between two jobs to end */
 	STACK_BYTES = 1 << 20,
 	NKINDS = KIND_FENCE + 1,
-	MARKS = 4096
+	MARKS = 4096,
+	SENDERS = 1024
 };
 
 #define JOB_AGAIN 0x80000000u		/* flags: was handed back by a thread that could not connect */
@@ -47,17 +48,22 @@ struct store {
 	char *url, *password;		/* copies: setup points here */
 	int fd;
 	struct store_job *staged, **staged_tail;	/* the loop's alone, until store_flush() */
-	bool told_up;			/* the loop's: what on_state said last */
+	bool told_up;			/* the loop's: what on_state said last, and */
+	uint32_t told_downs;		/* up to which failure */
 	atomic_bool up;
 	atomic_bool hurry;		/* the time to end is over: start nothing more */
 	atomic_uint wait_ms, keep_days;
 	atomic_uint_fast64_t depth, commits;
+	uint64_t told_refusals;		/* the loop's: of how many refusals it has been told */
+	atomic_uint_fast64_t refused_at[2][SENDERS];	/* [must]: the last one; set under mtx */
 
 	pthread_mutex_t mtx;
 	pthread_cond_t gone;		/* a thread has ended */
 	uint32_t nalive;		/* threads that may still touch this struct */
 	struct lane lane[NLANES];
 	struct store_job *done, **done_tail;
+	uint64_t refusals;
+	uint32_t downs;			/* how often it went down */
 	bool quit;			/* no new jobs; end when there is nothing left */
 	bool orphan;			/* store_free() did not wait: the last thread frees */
 	uint64_t grow_after_ms, probe_ms, probe_at_ms;
@@ -143,8 +149,51 @@ static void loop_wake(struct store *st)
 		;
 }
 
+/*
+ * Order over refusals. A message that comes back undone is submitted again, so nothing of the same
+ * sender to the same recipient may be stored before the loop knows of it: the loop may have
+ * submitted more, and the store may be back. Refusals are numbered; a message goes on only if
+ * the loop had been told of the last one of its pair. Pairs share places by a hash: then one waits
+ * for another's sake, which is harmless. What was accepted (STORE_MUST) waits only for its like,
+ * as nothing older is the sender's to repeat: refusals by deadline never hold it back.
+ */
+static uint32_t pair_place(const struct store_job *job)
+{
+	uint32_t to = store_kind(job->op) == KIND_ADD ? job->id : ~job->group;
+
+	return (job->other * 2654435761u ^ to * 2246822519u) >> 16 & (SENDERS - 1);
+}
+
+static bool has_order(const struct store_job *job)
+{
+	return store_kind(job->op) == KIND_ADD || store_kind(job->op) == KIND_POST;
+}
+
+static bool refused_before(struct store *st, const struct store_job *job)
+{
+	uint32_t at = pair_place(job);
+
+	if (!has_order(job))
+		return false;
+	if (atomic_load_explicit(&st->refused_at[1][at], memory_order_relaxed) > job->knows)
+		return true;
+	return (job->flags & STORE_MUST) == 0 &&
+	       atomic_load_explicit(&st->refused_at[0][at], memory_order_relaxed) > job->knows;
+}
+
+static void refused_note(struct store *st, const struct store_job *job)
+{
+	bool undone = job->rc == STORE_DOWN || job->rc == STORE_BUSY || job->rc == STORE_UNSURE;
+	bool must = (job->flags & STORE_MUST) != 0;
+
+	if (undone && has_order(job))
+		atomic_store_explicit(&st->refused_at[must][pair_place(job)], ++st->refusals,
+				      memory_order_relaxed);
+}
+
 static void done_push(struct store *st, struct store_job *job)
 {
+	refused_note(st, job);
 	if (st->done == NULL)
 		loop_wake(st);
 	job->next = NULL;
@@ -258,11 +307,12 @@ static void state_set(struct store *st, bool up, const char *why)
 	if (atomic_load(&st->up) == up)
 		return;
 	atomic_store(&st->up, up);
-	snprintf(st->why, sizeof st->why, "%s", why);
 	if (st->done == NULL)
 		loop_wake(st);
 	if (up)
 		return;
+	st->downs++;
+	snprintf(st->why, sizeof st->why, "%s", why);
 	st->probe_ms = PROBE_FIRST_MS;
 	st->probe_at_ms = now_ms() + PROBE_FIRST_MS;
 	for (int i = 0; i < NLANES; i++)
@@ -502,7 +552,7 @@ static void batch_run(struct batch *b, struct store_job *list)
 		enum store_kind k = store_kind(job->op);
 
 		list = job->next;
-		if (expired(job, now_ms())) {
+		if (expired(job, now_ms()) || refused_before(b->st, job)) {
 			pthread_mutex_lock(&b->st->mtx);
 			done_push_rc(b->st, job, STORE_BUSY);
 			pthread_mutex_unlock(&b->st->mtx);
@@ -705,6 +755,7 @@ void store_set_pool(struct store *st, uint32_t wait_ms, uint32_t keep_days)
 void store_submit(struct store *st, struct store_job *job)
 {
 	job->flags &= ~JOB_AGAIN;
+	job->knows = st->told_refusals;
 	job->next = NULL;
 	*st->staged_tail = job;
 	st->staged_tail = &job->next;
@@ -742,7 +793,7 @@ static void staged_take(struct store *st, uint64_t now)
 			done_push_rc(st, job, STORE_BUSY);
 		else if (!up)
 			done_push_rc(st, job, STORE_DOWN);
-		else if (full && (job->flags & STORE_MUST) == 0)
+		else if ((full && (job->flags & STORE_MUST) == 0) || refused_before(st, job))
 			done_push_rc(st, job, STORE_BUSY);
 		else
 			lane_push(l, job);
@@ -770,11 +821,21 @@ void store_flush(struct store *st)
 	pthread_mutex_unlock(&st->mtx);
 }
 
+static void state_tell(struct store *st, bool up, const char *why)
+{
+	if (up == st->told_up)
+		return;
+	st->told_up = up;
+	if (st->setup.on_state != NULL)
+		st->setup.on_state(st->setup.arg, up, why);
+}
+
 unsigned store_complete(struct store *st)
 {
 	struct store_job *list, *job;
 	char why[sizeof st->why];
-	uint64_t ticks;
+	uint64_t ticks, refusals;
+	uint32_t downs;
 	unsigned n = 0;
 	bool up;
 
@@ -786,13 +847,13 @@ unsigned store_complete(struct store *st)
 	st->done = NULL;
 	st->done_tail = &st->done;
 	up = atomic_load(&st->up);
+	downs = st->downs;
+	refusals = st->refusals;
 	memcpy(why, st->why, sizeof why);
 	pthread_mutex_unlock(&st->mtx);
-	if (up != st->told_up) {
-		st->told_up = up;
-		if (st->setup.on_state != NULL)
-			st->setup.on_state(st->setup.arg, up, why);
-	}
+	if (downs != st->told_downs)	/* even if it is back already: jobs failed */
+		state_tell(st, false, why);
+	st->told_downs = downs;
 	while ((job = list) != NULL) {
 		list = job->next;
 		job->next = NULL;
@@ -801,6 +862,9 @@ unsigned store_complete(struct store *st)
 		job_free(job);
 		n++;
 	}
+	st->told_refusals = refusals;
+	if (up)				/* last, so that what failed can be submitted again at once */
+		state_tell(st, true, "");
 	return n;
 }
 

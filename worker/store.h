@@ -18,6 +18,9 @@
  *         BUSY. A job with STORE_MUST is exempt from the row bound and the deadline: it was accepted already
  *         and its memory is bounded by the region that it came from; it comes back DOWN at once
  *         while the store is down and the loop tries again.
+ * Order   messages (OFFLINE_ADD, GROUP_MSG) of one sender to one recipient or group are stored in the
+ *         order submitted, and never past one that came back DOWN, BUSY or UNSURE: what was
+ *         submitted before done() told of that comes back BUSY (or DOWN), too.
  * State   store_up() is false from the first DOWN until a connection works again; while down one
  *         thread tries to connect with back-off (0.2 s doubling to 5 s) and other jobs fail at
  *         once, so nothing piles up. The change of state calls on_state on the loop.
@@ -92,6 +95,7 @@ struct store_job {
 	void (*done)(struct store_job *job, void *arg);	/* NULL: nobody asks */
 	void *arg;			/* handed to done; must live as long as the store (the worker) */
 	uint64_t deadline_ms;		/* private */
+	uint64_t knows;			/* private: refusals the loop knew of when it submitted */
 	int rc;				/* out: enum store_rc */
 
 	/* in */
