@@ -151,7 +151,8 @@ def test_killed_database_connections_are_replaced(setting):
 
 def test_pool_stays_within_its_bounds(make_daemon, mariadb):
     """pool_init and pool_max are for the host; idle connections above pool_init are closed again."""
-    daemon = make_daemon(store=mariadb.url(mariadb.database()), workers=2, pool_init=2, pool_max=6, pool_idle_seconds=1)
+    daemon = make_daemon(store=mariadb.url(mariadb.database()), workers=2, pool_init=4, pool_max=6, pool_idle_seconds=1)
+
     def count():
         return int(mariadb.sql("SELECT COUNT(*) FROM information_schema.processlist WHERE user='parley'")[0][0])
 
@@ -165,7 +166,7 @@ def test_pool_stays_within_its_bounds(make_daemon, mariadb):
     for person in people:
         person.ping(20)
     assert 1 <= most <= 6
-    wait_until(lambda: count() <= 2, 10, "the pool shrinks to pool_init")
+    wait_until(lambda: count() <= 4, 10, "the pool shrinks to pool_init")
 
 
 def test_password_from_a_file(make_daemon, mariadb):

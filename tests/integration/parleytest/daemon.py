@@ -356,8 +356,8 @@ class Daemon:
                     text += file.read()
         return text
 
-    def log_tail(self, lines=40):
-        return "\n".join(self.log_text().splitlines()[-lines:])
+    def log_tail(self, lines=40, without="\0"):
+        return "\n".join([line for line in self.log_text().splitlines() if without not in line][-lines:])
 
     def log_contains(self, pattern):
         return re.search(pattern, self.log_text(), re.M) is not None

@@ -38,9 +38,9 @@ def pytest_runtest_makereport(item, call):
         for value in getattr(item, "funcargs", {}).values():
             for daemon in value if isinstance(value, list) else [value]:
                 if isinstance(daemon, Daemon):
-                    report.sections.append(("parleyd log", daemon.log_tail(60)))
+                    report.sections.append(("parleyd log", daemon.log_tail(60, " debug: ")))
         for daemon in item.stash.get(MADE, []):
-            report.sections.append(("parleyd log", daemon.log_tail(60)))
+            report.sections.append(("parleyd log", daemon.log_tail(60, " debug: ")))
 
 
 MADE = pytest.StashKey()
