@@ -15,6 +15,8 @@
 #include "worker/store_run.h"
 
 enum { LANE_READ, LANE_WRITE, NLANES };
+/* Who was refused: one that found the queue full, one further on, one that was accepted before. */
+enum { REFUSED_FULL, REFUSED_LATER, REFUSED_MUST, NREFUSED };
 
 enum {
 	GROUP_ROWS = 500,		/* of a transaction, and */
@@ -26,7 +28,7 @@ enum {
 	STACK_BYTES = 1 << 20,
 	NKINDS = KIND_FENCE + 1,
 	MARKS = 4096,
-	SENDERS = 1024
+	PAIRS = 4096
 };
 
 #define JOB_AGAIN 0x80000000u		/* flags: was handed back by a thread that could not connect */
@@ -55,7 +57,7 @@ struct store {
 	atomic_uint wait_ms, keep_days;
 	atomic_uint_fast64_t depth, commits;
 	uint64_t told_refusals;		/* the loop's: of how many refusals it has been told */
-	atomic_uint_fast64_t refused_at[2][SENDERS];	/* [must]: the last one; set under mtx */
+	atomic_uint_fast64_t refused_at[NREFUSED][PAIRS];	/* the last one's number; set under mtx */
 
 	pthread_mutex_t mtx;
 	pthread_cond_t gone;		/* a thread has ended */
@@ -154,14 +156,13 @@ static void loop_wake(struct store *st)
  * sender to the same recipient may be stored before the loop knows of it: the loop may have
  * submitted more, and the store may be back. Refusals are numbered; a message goes on only if
  * the loop had been told of the last one of its pair. Pairs share places by a hash: then one waits
- * for another's sake, which is harmless. What was accepted (STORE_MUST) waits only for its like,
- * as nothing older is the sender's to repeat: refusals by deadline never hold it back.
+ * for another's sake, which is harmless. What was accepted (STORE_MUST) waits only for its like.
  */
 static uint32_t pair_place(const struct store_job *job)
 {
 	uint32_t to = store_kind(job->op) == KIND_ADD ? job->id : ~job->group;
 
-	return (job->other * 2654435761u ^ to * 2246822519u) >> 16 & (SENDERS - 1);
+	return (job->other * 2654435761u ^ to * 2246822519u) >> 16 & (PAIRS - 1);
 }
 
 static bool has_order(const struct store_job *job)
@@ -169,37 +170,52 @@ static bool has_order(const struct store_job *job)
 	return store_kind(job->op) == KIND_ADD || store_kind(job->op) == KIND_POST;
 }
 
-static bool refused_before(struct store *st, const struct store_job *job)
+/* FROM: REFUSED_FULL for one that is about to queue; who is in the queue already was before those. */
+static bool refused_before(struct store *st, const struct store_job *job, int from)
 {
 	uint32_t at = pair_place(job);
 
 	if (!has_order(job))
 		return false;
-	if (atomic_load_explicit(&st->refused_at[1][at], memory_order_relaxed) > job->knows)
-		return true;
-	return (job->flags & STORE_MUST) == 0 &&
-	       atomic_load_explicit(&st->refused_at[0][at], memory_order_relaxed) > job->knows;
+	for (int i = (job->flags & STORE_MUST) != 0 ? REFUSED_MUST : from; i < NREFUSED; i++)
+		if (atomic_load_explicit(&st->refused_at[i][at], memory_order_relaxed) > job->knows)
+			return true;
+	return false;
 }
 
-static void refused_note(struct store *st, const struct store_job *job)
+static void refused_note(struct store *st, const struct store_job *job, int how)
 {
 	bool undone = job->rc == STORE_DOWN || job->rc == STORE_BUSY || job->rc == STORE_UNSURE;
-	bool must = (job->flags & STORE_MUST) != 0;
 
+	if ((job->flags & STORE_MUST) != 0)
+		how = REFUSED_MUST;
 	if (undone && has_order(job))
-		atomic_store_explicit(&st->refused_at[must][pair_place(job)], ++st->refusals,
+		atomic_store_explicit(&st->refused_at[how][pair_place(job)], ++st->refusals,
 				      memory_order_relaxed);
 }
 
-static void done_push(struct store *st, struct store_job *job)
+static void done_list_add(struct store *st, struct store_job *job)
 {
-	refused_note(st, job);
 	if (st->done == NULL)
 		loop_wake(st);
 	job->next = NULL;
 	*st->done_tail = job;
 	st->done_tail = &job->next;
 	atomic_fetch_sub(&st->depth, 1);
+}
+
+static void done_push(struct store *st, struct store_job *job)
+{
+	refused_note(st, job, REFUSED_LATER);
+	done_list_add(st, job);
+}
+
+/* A job that does not even get into the queue. */
+static void done_push_turned_away(struct store *st, struct store_job *job, int rc)
+{
+	job->rc = rc;
+	refused_note(st, job, REFUSED_FULL);
+	done_list_add(st, job);
 }
 
 static void done_push_rc(struct store *st, struct store_job *job, int rc)
@@ -552,7 +568,7 @@ static void batch_run(struct batch *b, struct store_job *list)
 		enum store_kind k = store_kind(job->op);
 
 		list = job->next;
-		if (expired(job, now_ms()) || refused_before(b->st, job)) {
+		if (expired(job, now_ms()) || refused_before(b->st, job, REFUSED_LATER)) {
 			pthread_mutex_lock(&b->st->mtx);
 			done_push_rc(b->st, job, STORE_BUSY);
 			pthread_mutex_unlock(&b->st->mtx);
@@ -789,12 +805,11 @@ static void staged_take(struct store *st, uint64_t now)
 
 		list = job->next;
 		job->deadline_ms = now + wait;
-		if (st->quit)
-			done_push_rc(st, job, STORE_BUSY);
-		else if (!up)
-			done_push_rc(st, job, STORE_DOWN);
-		else if ((full && (job->flags & STORE_MUST) == 0) || refused_before(st, job))
-			done_push_rc(st, job, STORE_BUSY);
+		full = full && (job->flags & STORE_MUST) == 0;
+		if (!st->quit && !up)
+			done_push_turned_away(st, job, STORE_DOWN);
+		else if (st->quit || full || refused_before(st, job, REFUSED_FULL))
+			done_push_turned_away(st, job, STORE_BUSY);
 		else
 			lane_push(l, job);
 	}

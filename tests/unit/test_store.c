@@ -818,6 +818,105 @@ static void test_deadline(void **state)
 	end();
 }
 
+static struct store_job *from_new(struct result *r, uint32_t sender, unsigned mid, const char *body)
+{
+	struct store_job *j = offline_new(r, 1, mid, body);
+
+	j->other = sender;
+	return j;
+}
+
+/*
+ * A message that was refused comes again, so none of its sender's may be stored before the loop
+ * knows of the refusal, though the store be back by then.
+ */
+static void test_order_over_outage(void **state)
+{
+	struct store_setup s = setup();
+	struct store_job *j;
+	struct result r[7];
+
+	(void)state;
+	s.pool_wait_ms = 500;
+	begin(&s);
+	atomic_store(&unsure_before, 1000);
+	atomic_store(&refuse, 1);
+	store_submit(st, from_new(&r[0], 9, 1, "a"));
+	store_flush(st);
+	for (double until = now_s() + 10; store_up(st) && now_s() < until;)
+		nap();
+	assert_false(store_up(st));
+	j = from_new(&r[3], 7, 4, "must");
+	j->flags = STORE_MUST;
+	store_submit(st, j);
+	store_flush(st);
+	for (double until = now_s() + 10; store_depth(st) > 0 && now_s() < until;)
+		nap();
+	assert_int_equal(store_depth(st), 0);
+	atomic_store(&unsure_before, 0);
+	atomic_store(&refuse, 0);
+	for (double until = now_s() + 10; !store_up(st) && now_s() < until;)
+		nap();
+	assert_true(store_up(st));		/* and nobody has been told of anything */
+	store_submit(st, from_new(&r[1], 9, 2, "b"));
+	store_submit(st, from_new(&r[2], 8, 3, "other"));
+	store_flush(st);
+	while (store_depth(st) > 0)
+		nap();
+	turn(0);
+	assert_int_equal(r[0].rc, STORE_UNSURE);
+	assert_int_equal(r[1].rc, STORE_BUSY);
+	assert_int_equal(r[2].rc, STORE_OK);
+	assert_int_equal(r[3].rc, STORE_DOWN);
+	assert_non_null(strstr(state_log, "down:"));	/* though it is up again */
+	assert_string_equal(strrchr(state_log, 'u'), "up ");
+	store_submit(st, from_new(&r[4], 9, 1, "a"));
+	store_submit(st, from_new(&r[5], 9, 2, "b"));
+	store_submit(st, from_new(&r[6], 7, 4, "must"));
+	wait_for(r + 4, 3);
+	for (int i = 0; i < 7; i++) {
+		assert_true(i < 4 || r[i].rc == STORE_OK);
+		result_free(&r[i]);
+	}
+	waiting_is(1, "other a b must ");
+	end();
+}
+
+/* The same when the first one waited too long, and the second one would not have. */
+static void test_order_over_deadline(void **state)
+{
+	struct store_setup s = setup();
+	struct result r[4];
+	struct store_job *j;
+	struct blocker b;
+
+	(void)state;
+	begin(&s);
+	block(&b);
+	j = job_new(STORE_META, &r[0]);			/* keeps the thread busy */
+	strcpy(j->name, "x");
+	store_job_body(j, "y", 1);
+	store_submit(st, j);
+	store_set_pool(st, 1, 7);
+	store_submit(st, from_new(&r[1], 9, 1, "a"));
+	store_flush(st);
+	nap();						/* more than its millisecond */
+	store_set_pool(st, 20000, 7);
+	store_submit(st, from_new(&r[2], 9, 2, "b"));
+	j = from_new(&r[3], 9, 3, "must");
+	j->flags = STORE_MUST;
+	store_submit(st, j);
+	unblock(&b);
+	wait_for(r, 4);
+	assert_int_equal(r[1].rc, STORE_BUSY);
+	assert_int_equal(r[2].rc, STORE_BUSY);
+	assert_int_equal(r[3].rc, STORE_OK);
+	for (int i = 0; i < 4; i++)
+		result_free(&r[i]);
+	waiting_is(1, "must ");
+	end();
+}
+
 static int counted[9];
 
 static void count(struct store_job *job, void *arg)
@@ -1115,6 +1214,7 @@ int main(void)
 		cmocka_unit_test(test_people), cmocka_unit_test(test_groups),
 		cmocka_unit_test(test_batches), cmocka_unit_test(test_order),
 		cmocka_unit_test(test_rows_alone), cmocka_unit_test(test_unsure),
+		cmocka_unit_test(test_order_over_outage), cmocka_unit_test(test_order_over_deadline),
 		cmocka_unit_test(test_deadline), cmocka_unit_test(test_full),
 		cmocka_unit_test(test_pool), cmocka_unit_test(test_down),
 		cmocka_unit_test(test_down_in_hand),
