@@ -304,6 +304,7 @@ def test_kills_for_a_minute(make_daemon):
             counter += 1
             talkers.append((other, Talker(clients[person.id], other, "t%d" % counter).start()))
         wait_until(lambda: all(len(t.sent) > dice.randrange(20, 200) or t.client.eof for _, t in talkers), 20)
+        holds_for(lambda: True, 1.1)            # long enough to be replaced at once
         slot = dice.randrange(3)
         if slot in daemon.workers:
             daemon.kill_worker(slot)
@@ -316,4 +317,4 @@ def test_kills_for_a_minute(make_daemon):
             seen[person.id] += clients[person.id].chats()
     for person in people:
         client = daemon.relogin(person)
-        wait_until(lambda: not set(acked[person.id]) - set(distinct(seen[person.id] + client.chats())), 20)
+        wait_until(lambda: not set(acked[person.id]) - set(distinct(seen[person.id] + client.chats())), 30, step=0.5)

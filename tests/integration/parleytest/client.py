@@ -102,6 +102,7 @@ class Client:
             self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.local = self.sock.getsockname()
         self.frames, self.pending = [], collections.deque()
+        self.by_kind = collections.defaultdict(list)
         self.violations, self.chunks = [], []
         self.eof = self.reset = self.closed = False
         self.may_be_cut_off = False                 # the test lets the server end inside a frame
@@ -152,6 +153,7 @@ class Client:
         self._check(frame)
         self._count(frame)
         self.frames.append(frame)
+        self.by_kind[frame.kind].append(frame)
         self.pending.append(frame)
 
     def _count(self, frame):
@@ -269,6 +271,8 @@ class Client:
     def of(self, *kinds):
         """Every frame of those kinds that ever arrived, seen or not."""
         with HUB.changed:
+            if len(kinds) == 1:
+                return list(self.by_kind[kinds[0]])
             return [frame for frame in self.frames if frame.kind in kinds]
 
     def chats(self, kind=None):
@@ -402,7 +406,10 @@ class Client:
 
     def shutdown(self):
         """Half-closes: the server reads the end of the stream."""
-        self.sock.shutdown(socket.SHUT_WR)
+        try:
+            self.sock.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass                                    # the other side was first
 
     def close(self):
         if not self.closed:

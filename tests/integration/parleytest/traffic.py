@@ -31,8 +31,9 @@ class Talker:
         return self
 
     def take(self):
-        acks = self.client.of(CHAT_ACK)
-        for ack in acks[self.seen:]:
+        acks = self.client.by_kind[CHAT_ACK]
+        fresh = acks[self.seen:]
+        for ack in fresh:
             if ack["errno"] == 0 or ack["errno"] in FINAL:
                 self.settled[ack["cid"]] = ack
                 self.open = [text for text in self.open if text != ack["cid"]]
@@ -40,7 +41,7 @@ class Talker:
                 self.answered.add(ack["cid"])
                 if self.again_at is None:
                     self.again_at = time.monotonic() + ack["retry_ms"] / 1000
-        self.seen = len(acks)
+        self.seen += len(fresh)
 
     def say(self, text):
         self.client.chat(self.to, text, cid=text)
@@ -61,7 +62,7 @@ class Talker:
                         break
                     seen = self.seen
                     try:
-                        self.client.wait(lambda c: c.eof or len(c.of(CHAT_ACK)) > seen, 0.05)
+                        self.client.wait(lambda c: c.eof or len(c.by_kind[CHAT_ACK]) > seen, 0.05)
                     except AssertionError:
                         pass                # nothing new; look at the clock
                 if self.client.eof:
