@@ -139,6 +139,14 @@ check-int:	## the integration tests (PYTEST_ARGS="-k NAME -x" picks some)
 check-fault:	## kill processes at every fault point
 	@$(SUITE) fault
 
+CHAOS_SECONDS ?= 60
+chaos:	## kill everything under traffic, on SQLite, MariaDB and with fault points (CHAOS_SECONDS, CHAOS_ARGS="--seed N")
+	@tests/run-packages.sh check
+	@$(MAKE) --no-print-directory all
+	@$(MAKE) --no-print-directory BUILD=faults all
+	@for v in "sqlite release" "mysql release" "sqlite faults" "mysql faults"; do \
+		tests/fault/chaos.py --seconds $(CHAOS_SECONDS) --store $${v% *} --build $${v#* } $(CHAOS_ARGS) || exit 1; done
+
 check-long:	## what is too slow for check
 	@$(SUITE) long
 
@@ -225,7 +233,7 @@ bench:	## measure speed and memory; the report is build/bench/report.md (BENCH_A
 	@python3 tests/bench/run.py $(BENCH_ARGS)
 
 FORCE:
-.PHONY: all run deps install uninstall check check-unit check-int check-fault check-long check-deps check-docs \
+.PHONY: all run deps install uninstall check check-unit check-int check-fault chaos check-long check-deps check-docs \
 	unit-programs fault-programs corpus-programs fuzz-programs fuzz syntax lint valgrind bench \
 	FORCE clean help
 
