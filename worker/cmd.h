@@ -41,9 +41,13 @@ void cmd_reply(struct conn *c, enum proto_msg m, const char *echo, enum proto_er
 /* Refuses a request in its own reply, or with ERROR where it has none. */
 void cmd_refuse(struct conn *c, enum proto_msg of, int wire, const char *echo, enum proto_errno e,
     const char *text, uint32_t retry_ms);
-/* What became of a chat message: CHAT_ACK where CID is given, ERROR for a silent failure. */
+/*
+ * What became of a chat message: CHAT_ACK where CID is given, ERROR for a silent failure. ORDER is
+ * one more than its place among those that this worker has taken, 0 where that is not known.
+ */
 void cmd_verdict(struct conn *c, enum msg_kind kind, enum verdict v, uint32_t rcpt,
-    const unsigned char *mid, const char *cid, uint32_t cid_len, const char *echo, uint32_t echo_len);
+    uint64_t order, const unsigned char *mid, const char *cid, uint32_t cid_len, const char *echo,
+    uint32_t echo_len);
 /* The errno of a store result that is not an answer. */
 enum proto_errno cmd_store_errno(int rc);
 

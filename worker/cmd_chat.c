@@ -57,7 +57,7 @@ void cmd_forget_user(uint32_t user)
 struct refused {
 	unsigned n;
 	bool overflow;			/* more than fit: everything waits */
-	struct { bool group; uint32_t key; unsigned char mid[16]; } v[REFUSED_MAX];
+	struct { bool group; uint32_t key; unsigned char mid[16]; uint64_t order; } v[REFUSED_MAX];
 };
 
 void cmd_forget_refused(struct conn *c)
@@ -83,24 +83,41 @@ void cmd_unpack_refused(struct conn *c, const char *in, size_t len)
 	memcpy(f, in, sizeof *f);
 	if (f->n > REFUSED_MAX)
 		f->n = REFUSED_MAX;
+	for (unsigned i = 0; i < f->n; i++)
+		f->v[i].order = 0;		/* another worker's count */
 	c->refused = f;
 }
 
-static void refused_add(struct conn *c, bool group, uint32_t key, const unsigned char mid[16])
+/*
+ * ORDER: the message's, 0 for one that was not taken at all. The store tells of a refusal when it
+ * knows: a message that it was busy with comes back after those that waited behind it.
+ */
+static void refused_add(struct conn *c, bool group, uint32_t key, const unsigned char mid[16],
+    uint64_t order)
 {
 	struct refused *f = c->refused;
 
+	if (order == 0)
+		order = atomic_load(&wk->s->order) + 1;	/* later than all that were */
+
 	if (f == NULL && (f = c->refused = calloc(1, sizeof *f)) == NULL)
 		return;
-	for (unsigned i = 0; i < f->n; i++)
-		if (f->v[i].group == group && f->v[i].key == key)
-			return;			/* the first one refused is the one to wait for */
+	for (unsigned i = 0; i < f->n; i++) {
+		if (f->v[i].group != group || f->v[i].key != key)
+			continue;
+		if (order < f->v[i].order) {	/* the first one sent is the one to wait for */
+			memcpy(f->v[i].mid, mid, 16);
+			f->v[i].order = order;
+		}
+		return;
+	}
 	if (f->n == REFUSED_MAX) {
 		f->overflow = true;
 		return;
 	}
 	f->v[f->n].group = group;
 	f->v[f->n].key = key;
+	f->v[f->n].order = order;
 	memcpy(f->v[f->n++].mid, mid, 16);
 }
 
@@ -156,7 +173,8 @@ static void chat_ack(struct conn *c, const char *echo, const char *cid_json, uin
 }
 
 void cmd_verdict(struct conn *c, enum msg_kind kind, enum verdict v, uint32_t rcpt,
-    const unsigned char *mid, const char *cid, uint32_t cid_len, const char *echo, uint32_t echo_len)
+    uint64_t order, const unsigned char *mid, const char *cid, uint32_t cid_len, const char *echo,
+    uint32_t echo_len)
 {
 	enum proto_errno e = v >= 0 ? E_OK : (enum proto_errno)-(int)v;
 	bool group = kind == MK_GROUP;
@@ -175,7 +193,7 @@ void cmd_verdict(struct conn *c, enum msg_kind kind, enum verdict v, uint32_t rc
 		return;
 	}
 	if (e == E_AGAIN && c->ending == END_NONE)
-		refused_add(c, group, rcpt, mid);
+		refused_add(c, group, rcpt, mid, order);
 	chat_ack(c, req, cid, cid_len, mid, e, NULL, v == V_DELIVERED ? "delivered" :
 	    v == V_STORED ? "stored" : NULL, 0);
 }
@@ -283,7 +301,7 @@ static void accept_chat(struct conn *c, const struct req *rq, const struct chat 
 	if (ref == CHUNK_NONE) {
 		cmd_chat_refuse(c, rq, E_AGAIN, "the server is short of session memory", 1000);
 		if (ch->has_cid)
-			refused_add(c, ch->group, ch->rcpt, ch->mid);
+			refused_add(c, ch->group, ch->rcpt, ch->mid, 0);
 		return;
 	}
 	struct msg *m = msg_at(ref);
@@ -334,7 +352,7 @@ static void looked_up(struct store_job *j, void *arg)
 		enum proto_errno e = cmd_store_errno(j->rc);
 
 		if (e == E_AGAIN && p->chat.has_cid)
-			refused_add(c, p->chat.group, p->chat.rcpt, p->chat.mid);
+			refused_add(c, p->chat.group, p->chat.rcpt, p->chat.mid, 0);
 		cmd_chat_refuse(c, &p->rq, e, e == E_UNKNOWN ? p->chat.group ? "no such group" :
 		    "no such user" : NULL, 0);
 		return;
@@ -405,7 +423,7 @@ static bool over_rate(struct conn *c, const struct req *rq, const struct chat *c
 	if (wait == 0)
 		return false;
 	if (ch->has_cid) {
-		refused_add(c, ch->group, key, ch->mid);
+		refused_add(c, ch->group, key, ch->mid, 0);
 		cmd_chat_refuse(c, rq, E_RATE, NULL, wait);
 		return true;
 	}

@@ -149,8 +149,8 @@ void route_answer(uint32_t srec, uint32_t sgen, enum msg_kind kind, enum verdict
 	if (v >= 0 && !cid)
 		return;			/* silence is success */
 	if (c != NULL && c->state != CONN_MOVING) {
-		cmd_verdict(c, kind, v, m != NULL ? m->rcpt : 0, cid ? m->mid : NULL,
-		    cid ? m->body + m->cid_off : NULL, cid ? m->cid_len : 0,
+		cmd_verdict(c, kind, v, m != NULL ? m->rcpt : 0, m != NULL ? m->order + 1 : 0,
+		    cid ? m->mid : NULL, cid ? m->body + m->cid_off : NULL, cid ? m->cid_len : 0,
 		    m != NULL ? m->body + m->body_len : NULL, m != NULL ? m->req_len : 0);
 		return;
 	}
@@ -639,10 +639,10 @@ void route_on_verdict(const struct item *it)
 			move_defer(c, it);
 		else if (c != NULL && len >= 16)
 			cmd_verdict(c, (enum msg_kind)v->kind, (enum verdict)v->result, v->ref,
-			    (const unsigned char *)tail, tail + 16, (uint32_t)len - 16, NULL, 0);
+			    0, (const unsigned char *)tail, tail + 16, (uint32_t)len - 16, NULL, 0);
 		else if (c != NULL)
-			cmd_verdict(c, (enum msg_kind)v->kind, (enum verdict)v->result, v->ref, NULL,
-			    NULL, 0, NULL, 0);
+			cmd_verdict(c, (enum msg_kind)v->kind, (enum verdict)v->result, v->ref, 0,
+			    NULL, NULL, 0, NULL, 0);
 		return;
 	}
 	for (uint32_t i = 0; i < shm->head->max_workers; i++)
