@@ -23,6 +23,7 @@
 
 #define KNOWN_PAGE 32768u		/* ids in a page of the set of users known to exist */
 #define REFUSED_MAX 16
+#define REFUSED_TEXT "an earlier message to the same place was refused"
 #define ADDED_VALUES 6u			/* on the way: id, name, time, ts, mid, n */
 
 /* ---- users known to exist: a bitmap in pages, never wrong for long (ids are not used again) ---- */
@@ -370,6 +371,11 @@ static void looked_up(struct store_job *j, void *arg)
 		p->chat.rcpt = j->user.id;
 		set_known(j->user.id);
 	}
+	/* Only now is it known which lane a name stands for. */
+	if (p->chat.has_cid && refused_before(c, p->chat.group, p->chat.rcpt, p->chat.mid)) {
+		cmd_chat_refuse(c, &p->rq, E_AGAIN, REFUSED_TEXT, 200);
+		return;
+	}
 	accept_chat(c, &p->rq, &p->chat);
 }
 
@@ -462,7 +468,7 @@ static void chat(struct conn *c, const struct req *rq, bool group)
 		fresh_mid(ch.mid);
 	ch.rcpt = lane_key(&ref);
 	if (ch.has_cid && refused_before(c, group, ch.rcpt, ch.mid)) {
-		cmd_chat_refuse(c, rq, E_AGAIN, "an earlier message to the same place was refused", 200);
+		cmd_chat_refuse(c, rq, E_AGAIN, REFUSED_TEXT, 200);
 		return;
 	}
 	if (over_rate(c, rq, &ch, ch.rcpt))
