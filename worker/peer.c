@@ -220,7 +220,7 @@ static const struct {
 	[IT_END] = { sizeof(struct item_end), session_on_end },
 };
 
-static bool packet_run(const char *data, size_t len)
+static bool packet_ok(const char *data, size_t len)
 {
 	const struct ipc_head *h = (const struct ipc_head *)data;
 	size_t pos = sizeof *h;
@@ -230,11 +230,28 @@ static bool packet_run(const char *data, size_t len)
 	for (uint32_t i = 0; i < h->items; i++) {
 		const struct item *it = (const struct item *)(data + pos);
 
-		if (len - pos < sizeof *it || it->len < sizeof *it || pad8(it->len) > len - pos ||
-		    it->type == 0 || it->type >= IT_NTYPES || it->len < handlers[it->type].min)
+		if (len - pos < sizeof *it || it->len < sizeof *it || it->len > len - pos ||
+		    pad8(it->len) > len - pos || it->type == 0 || it->type >= IT_NTYPES ||
+		    it->len < handlers[it->type].min)
 			return false;
-		handlers[it->type].run(it);
 		pos += pad8(it->len);
+	}
+	return pos == len;
+}
+
+/* Looked at as a whole before anything of it is done. */
+static bool packet_run(const char *data, size_t len)
+{
+	const struct ipc_head *h = (const struct ipc_head *)data;
+	const char *p = data + sizeof *h;
+
+	if (!packet_ok(data, len))
+		return false;
+	for (uint32_t i = 0; i < h->items; i++) {
+		const struct item *it = (const struct item *)p;
+
+		handlers[it->type].run(it);
+		p += pad8(it->len);
 	}
 	return true;
 }
