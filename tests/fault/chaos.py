@@ -444,13 +444,14 @@ class Loop:
 
 WEIGHTS = {
     "worker": 6, "two": 1, "stop": 3, "master": 1, "store": 1, "reset": 4, "close": 2, "vanish": 4,
-    "logout": 3, "stall": 3, "kick": 2, "hup": 1, "scale": 2,
+    "logout": 3, "stall": 3, "cut": 4, "kick": 2, "hup": 1, "scale": 2,
 }
 MEANING = {
     "worker": "workers killed", "two": "all workers killed at once", "stop": "workers stopped",
     "master": "masters killed", "store": "stores taken away", "reset": "connections reset by clients",
     "close": "connections closed by clients", "vanish": "clients gone for a while",
     "logout": "logouts", "stall": "clients that did not read", "kick": "sessions ended by the server",
+    "cut": "clients cut off, what came unread",
     "hup": "reloads", "scale": "changes of scale",
 }
 
@@ -607,6 +608,21 @@ class Weather:
             self.world.note("%d does not read for %.2f s" % (person.id, span * 3))
             person.stalled_until = self.world.now() + span * 3
         return bool(person)
+
+    def cut(self, pick, span):
+        """What arrives until the client gives up is never read: delivered to a host, to no person."""
+        person = self.someone(pick)
+        if person:
+            link, seconds = person.link, 0.2 + span * 2
+            self.world.note("%d is cut off for %.2f s" % (person.id, seconds))
+            person.stalled_until = self.world.now() + seconds + 1
+            self.later(seconds, lambda: self.give_up(person, link))
+        return bool(person)
+
+    def give_up(self, person, link):
+        person.stalled_until = 0.0
+        if person.link is link:
+            person.drop(self.world.now())
 
     def kick(self, pick, span):
         person = self.someone(pick)
