@@ -40,7 +40,7 @@ def test_outage_under_traffic(setting, how):
     group = daemon.group(alice)
     bob.ok(ADD_GROUP, groupid=group)
     online = Talker(daemon.online(slot=1), bob.account, "online").start()
-    offline = Talker(daemon.online(slot=0), away, "offline").start()
+    offline = Talker(daemon.online(slot=0), away.name if how == "killed" else away, "offline").start()
     wait_until(lambda: len(offline.sent) > 50 and len(online.sent) > 50, 10, "traffic flows")
 
     mend = outage(mariadb, how)

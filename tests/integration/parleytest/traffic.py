@@ -14,7 +14,7 @@ class Talker:
     answered with errno 7 or 9 is sent again after `retry_ms`, with all that is open behind it, in the
     order first sent, as the protocol asks."""
 
-    WINDOW = 32
+    WINDOW = 16
 
     def __init__(self, client, to, tag):
         self.client, self.to, self.tag = client, to, tag
