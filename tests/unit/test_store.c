@@ -834,7 +834,7 @@ static void test_order_over_outage(void **state)
 {
 	struct store_setup s = setup();
 	struct store_job *j;
-	struct result r[7];
+	struct result r[9];
 
 	(void)state;
 	s.pool_wait_ms = 500;
@@ -849,6 +849,7 @@ static void test_order_over_outage(void **state)
 	j = from_new(&r[3], 7, 4, "must");
 	j->flags = STORE_MUST;
 	store_submit(st, j);
+	store_submit(st, from_new(&r[7], 6, 5, "c"));
 	store_flush(st);
 	for (double until = now_s() + 10; store_depth(st) > 0 && now_s() < until;)
 		nap();
@@ -860,6 +861,7 @@ static void test_order_over_outage(void **state)
 	assert_true(store_up(st));		/* and nobody has been told of anything */
 	store_submit(st, from_new(&r[1], 9, 2, "b"));
 	store_submit(st, from_new(&r[2], 8, 3, "other"));
+	store_submit(st, from_new(&r[8], 6, 6, "d"));
 	store_flush(st);
 	while (store_depth(st) > 0)
 		nap();
@@ -868,14 +870,16 @@ static void test_order_over_outage(void **state)
 	assert_int_equal(r[1].rc, STORE_BUSY);
 	assert_int_equal(r[2].rc, STORE_OK);
 	assert_int_equal(r[3].rc, STORE_DOWN);
+	assert_int_equal(r[7].rc, STORE_DOWN);		/* turned away at once, and the next */
+	assert_int_equal(r[8].rc, STORE_BUSY);
 	assert_non_null(strstr(state_log, "down:"));	/* though it is up again */
 	assert_string_equal(strrchr(state_log, 'u'), "up ");
 	store_submit(st, from_new(&r[4], 9, 1, "a"));
 	store_submit(st, from_new(&r[5], 9, 2, "b"));
 	store_submit(st, from_new(&r[6], 7, 4, "must"));
 	wait_for(r + 4, 3);
-	for (int i = 0; i < 7; i++) {
-		assert_true(i < 4 || r[i].rc == STORE_OK);
+	for (int i = 0; i < 9; i++) {
+		assert_true(i < 4 || i > 6 || r[i].rc == STORE_OK);
 		result_free(&r[i]);
 	}
 	waiting_is(1, "other a b must ");
