@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "worker/base/frame.h"
 #include "worker/base/log.h"
 #include "worker/conn.h"
 #include "worker/login.h"
@@ -17,30 +18,30 @@
 
 enum field_type { F_NONE = 0, F_INT, F_TEXT, F_REF };	/* REF: an id, or a name (plain dialect) */
 
-struct field { const char *name; enum field_type type; bool optional; };
+struct field { const char *name; enum field_type type; bool optional; enum msg_key key; };
 
 static const struct command {
 	unsigned flags;
 	void (*run)(struct conn *c, const struct req *rq);
 	struct field field[3];
 } commands[MSG_MAX] = {
-	[MSG_LOGIN] = { 0, cmd_login, { { NULL, F_NONE, false } } },
-	[MSG_REG] = { 0, cmd_reg, { { "name", F_TEXT, false }, { "password", F_TEXT, false } } },
-	[MSG_CHAT] = { NEED_LOGIN | SENDER, cmd_chat, { { "to", F_REF, false },
-	    { "msg", F_TEXT, false }, { "time", F_TEXT, true } } },
-	[MSG_ADD_FRIEND] = { NEED_LOGIN | SENDER, cmd_add_friend, { { "friendid", F_REF, false } } },
+	[MSG_LOGIN] = { 0, cmd_login, { { NULL, F_NONE, false, MSG_K_OTHER } } },
+	[MSG_REG] = { 0, cmd_reg, { { "name", F_TEXT, false, MSG_K_NAME }, { "password", F_TEXT, false, MSG_K_OTHER } } },
+	[MSG_CHAT] = { NEED_LOGIN | SENDER, cmd_chat, { { "to", F_REF, false, MSG_K_TO },
+	    { "msg", F_TEXT, false, MSG_K_MSG }, { "time", F_TEXT, true, MSG_K_TIME } } },
+	[MSG_ADD_FRIEND] = { NEED_LOGIN | SENDER, cmd_add_friend, { { "friendid", F_REF, false, MSG_K_OTHER } } },
 	[MSG_CREATE_GROUP] = { NEED_LOGIN | SENDER, cmd_create_group,
-	    { { "groupname", F_TEXT, false }, { "groupdesc", F_TEXT, true } } },
-	[MSG_JOIN_GROUP] = { NEED_LOGIN | SENDER, cmd_join_group, { { "groupid", F_REF, false } } },
-	[MSG_GROUP_CHAT] = { NEED_LOGIN | SENDER, cmd_group_chat, { { "groupid", F_REF, false },
-	    { "msg", F_TEXT, false }, { "time", F_TEXT, true } } },
-	[MSG_LOGOUT] = { NEED_LOGIN | SENDER, cmd_logout, { { NULL, F_NONE, false } } },
-	[MSG_RECEIVED] = { NEED_LOGIN, cmd_received, { { "n", F_INT, false } } },
-	[MSG_DEL_FRIEND] = { NEED_LOGIN | SENDER, cmd_del_friend, { { "friendid", F_REF, false } } },
-	[MSG_DEL_GROUP] = { NEED_LOGIN | SENDER, cmd_del_group, { { "groupid", F_REF, false } } },
-	[MSG_FRIEND_LIST] = { NEED_LOGIN | SENDER, cmd_friend_list, { { "after", F_INT, true } } },
-	[MSG_GROUP_LIST] = { NEED_LOGIN | SENDER, cmd_group_list, { { "groupid", F_REF, true },
-	    { "after", F_INT, true } } },
+	    { { "groupname", F_TEXT, false, MSG_K_OTHER }, { "groupdesc", F_TEXT, true, MSG_K_OTHER } } },
+	[MSG_JOIN_GROUP] = { NEED_LOGIN | SENDER, cmd_join_group, { { "groupid", F_REF, false, MSG_K_GROUPID } } },
+	[MSG_GROUP_CHAT] = { NEED_LOGIN | SENDER, cmd_group_chat, { { "groupid", F_REF, false, MSG_K_GROUPID },
+	    { "msg", F_TEXT, false, MSG_K_MSG }, { "time", F_TEXT, true, MSG_K_TIME } } },
+	[MSG_LOGOUT] = { NEED_LOGIN | SENDER, cmd_logout, { { NULL, F_NONE, false, MSG_K_OTHER } } },
+	[MSG_RECEIVED] = { NEED_LOGIN, cmd_received, { { "n", F_INT, false, MSG_K_N } } },
+	[MSG_DEL_FRIEND] = { NEED_LOGIN | SENDER, cmd_del_friend, { { "friendid", F_REF, false, MSG_K_OTHER } } },
+	[MSG_DEL_GROUP] = { NEED_LOGIN | SENDER, cmd_del_group, { { "groupid", F_REF, false, MSG_K_GROUPID } } },
+	[MSG_FRIEND_LIST] = { NEED_LOGIN | SENDER, cmd_friend_list, { { "after", F_INT, true, MSG_K_OTHER } } },
+	[MSG_GROUP_LIST] = { NEED_LOGIN | SENDER, cmd_group_list, { { "groupid", F_REF, true, MSG_K_GROUPID },
+	    { "after", F_INT, true, MSG_K_OTHER } } },
 };
 
 /* ---- replies ---- */
@@ -215,11 +216,18 @@ static bool type_ok(const struct conn *c, const struct field *f, const struct js
 }
 
 /* The classic dialect calls the recipient `toid`. */
-static const char *field_name(const struct conn *c, const struct field *f)
+static struct field field_of(const struct conn *c, const struct field *f)
 {
-	if (c->r->dialect == DIALECT_CLASSIC && strcmp(f->name, "to") == 0)
-		return "toid";
-	return f->name;
+	if (c->r->dialect == DIALECT_CLASSIC && f->key == MSG_K_TO)
+		return (struct field){ "toid", f->type, f->optional, MSG_K_TOID };
+	return *f;
+}
+
+static bool field_get(const struct req *rq, const struct field *f, struct json_val *v_r)
+{
+	if (f->key != MSG_K_OTHER)
+		return cmd_get(rq, f->key, v_r);
+	return json_get(rq->json, &rq->root, f->name, v_r);
 }
 
 /* Names are the same after folding ASCII case. */
@@ -243,8 +251,8 @@ static enum proto_errno check_sender(struct conn *c, const struct req *rq, char 
 	char text[PROTO_NAME_BYTES + 1];
 	size_t len, own_len;
 	int64_t n = 0;
-	bool has_id = json_get(rq->json, &rq->root, "id", &id);
-	bool has_name = json_get(rq->json, &rq->root, "name", &name);
+	bool has_id = cmd_get(rq, MSG_K_ID, &id);
+	bool has_name = cmd_get(rq, MSG_K_NAME, &name);
 
 	if ((has_id && json_int(&id, &n) != JSON_OK) || (has_name && name.type != JSON_STRING)) {
 		strcpy(why, "id must be an integer, name a string");
@@ -266,10 +274,9 @@ enum proto_errno cmd_check(struct conn *c, const struct req *rq, char *why, size
 	struct json_val v;
 
 	for (size_t i = 0; i < 3 && cmd->field[i].name != NULL; i++) {
-		struct field f = cmd->field[i];
+		struct field f = field_of(c, &cmd->field[i]);
 
-		f.name = field_name(c, &f);
-		if (!json_get(rq->json, &rq->root, f.name, &v)) {
+		if (!field_get(rq, &f, &v)) {
 			if (f.optional)
 				continue;
 			strcpy(why, f.name);
@@ -293,7 +300,7 @@ static bool echo_ok(struct req *rq)
 	int64_t n;
 
 	rq->echo[0] = '\0';
-	if (!json_get(rq->json, &rq->root, "req", &v))
+	if (!cmd_get(rq, MSG_K_REQ, &v))
 		return true;
 	if (v.type == JSON_STRING) {
 		if (json_text(&v, text, sizeof text, &len) != JSON_OK ||
@@ -353,9 +360,30 @@ static void dispatch(struct conn *c, struct req *rq, bool echo_good)
 		cmd->run(c, rq);
 }
 
+static struct msg_pair others[FRAME_MAX_VALUES];
+
+void cmd_index(struct req *rq)
+{
+	struct msg_pair p;
+
+	rq->others = others;
+	rq->nothers = 0;
+	memset(rq->known, 0, sizeof rq->known);
+	for (struct json_it it = json_it(rq->json, &rq->root); json_next(rq->json, &it, &p.key, &p.val); ) {
+		enum msg_key k = msg_key_of(&p.key);
+
+		if (k != MSG_K_OTHER) {
+			if (p.val.type != JSON_NULL)
+				rq->known[k] = p.val;
+		} else if (rq->nothers < FRAME_MAX_VALUES) {
+			others[rq->nothers++] = p;
+		}
+	}
+}
+
 void cmd_frame(struct conn *c, const char *text, size_t len)
 {
-	struct req rq = { .json = wk->json };
+	static struct req rq;		/* one at a time; large enough not to be cleared each time */
 	struct json_val v;
 	int64_t n;
 
@@ -364,9 +392,11 @@ void cmd_frame(struct conn *c, const char *text, size_t len)
 		cmd_bad_frame(c, json_why(wk->json));
 		return;
 	}
+	rq.json = wk->json;
 	rq.root = json_root(wk->json);
+	cmd_index(&rq);
 	bool echo_good = echo_ok(&rq);
-	if (!json_get(wk->json, &rq.root, "msgid", &v)) {
+	if (!cmd_get(&rq, MSG_K_MSGID, &v)) {
 		cmd_refuse(c, MSG_NONE, 0, rq.echo, E_MALFORMED, "msgid is missing", 0);
 		return;
 	}

@@ -209,7 +209,7 @@ static int get_cid(const struct conn *c, const struct req *rq, char out[PROTO_CI
 	int64_t n;
 
 	*len_r = 0;
-	if (c->r->dialect == DIALECT_CLASSIC || !json_get(rq->json, &rq->root, "cid", &v))
+	if (c->r->dialect == DIALECT_CLASSIC || !cmd_get(rq, MSG_K_CID, &v))
 		return 0;
 	if (v.type == JSON_STRING)
 		return json_text(&v, out, PROTO_CID_MAX + 1, len_r) == JSON_OK && *len_r > 0 ? 1 : -1;
@@ -287,16 +287,15 @@ static void accept_chat(struct conn *c, const struct req *rq, const struct chat 
 	size_t echo_len = strlen(rq->echo);
 
 	parts.name = login_name(c, &parts.name_len);
-	(void)json_get(rq->json, &rq->root, "msg", &parts.msg);
-	if (!json_get(rq->json, &rq->root, "time", &parts.time))
-		parts.time.type = JSON_NONE;
+	(void)cmd_get(rq, MSG_K_MSG, &parts.msg);
+	(void)cmd_get(rq, MSG_K_TIME, &parts.time);
 	memcpy(parts.mid, ch->mid, 16);
 	if (ch->has_cid) {
 		parts.cid = ch->cid;
 		parts.cid_len = ch->cid_len;
 	}
 	json_out_init(&w, wk->scratch, SCRATCH);
-	msg_body(&w, &parts, rq->json, &rq->root, &marks);
+	msg_body(&w, &parts, rq->others, rq->nothers, &marks);
 	uint32_t ref = w.over ? CHUNK_NONE : msg_new_extra(ch->group ? MK_GROUP : MK_DIRECT, c->rec,
 	    c->gen, w.len, echo_len);
 	if (ref == CHUNK_NONE) {
@@ -337,6 +336,7 @@ static bool unpark(struct parked *p)
 		return false;
 	p->rq.json = wk->json;
 	p->rq.root = json_root(wk->json);
+	cmd_index(&p->rq);
 	return true;
 }
 
@@ -459,8 +459,8 @@ static void chat(struct conn *c, const struct req *rq, bool group)
 		cmd_chat_refuse(c, rq, e, why, 0);
 		return;
 	}
-	(void)json_get(rq->json, &rq->root, group ? "groupid" :
-	    c->r->dialect == DIALECT_CLASSIC ? "toid" : "to", &ref);
+	(void)cmd_get(rq, group ? MSG_K_GROUPID : c->r->dialect == DIALECT_CLASSIC ? MSG_K_TOID :
+	    MSG_K_TO, &ref);
 	ch.has_cid = has == 1;
 	if (ch.has_cid)
 		auth_mid(atomic_load(&c->r->user), ch.cid, ch.cid_len, ch.mid);
@@ -479,7 +479,11 @@ static void chat(struct conn *c, const struct req *rq, bool group)
 	}
 	struct member *g = group && ref.type == JSON_NUMBER ? group_of(c, ch.rcpt) : NULL;
 	bool ready = group ? g != NULL && !(g->flags & GM_LEFT) : ref.type == JSON_NUMBER &&
-	    (is_known(ch.rcpt) || sess_online(ch.rcpt));
+	    is_known(ch.rcpt);
+	if (!ready && !group && ref.type == JSON_NUMBER && sess_online(ch.rcpt)) {
+		set_known(ch.rcpt);
+		ready = true;
+	}
 	if (ready)
 		accept_chat(c, rq, &ch);
 	else
@@ -501,7 +505,7 @@ void cmd_received(struct conn *c, const struct req *rq)
 	struct json_val v;
 	int64_t n = 0;
 
-	(void)json_get(rq->json, &rq->root, "n", &v);
+	(void)cmd_get(rq, MSG_K_N, &v);
 	(void)json_int(&v, &n);
 	if (session_received(c, n) != 0)
 		cmd_refuse(c, MSG_NONE, rq->wire, rq->echo, E_MALFORMED,

@@ -5,6 +5,7 @@
 
 #include "shm/fault.h"
 #include "worker/base/clock.h"
+#include "worker/base/frame.h"
 #include "worker/base/log.h"
 #include "worker/state.h"
 
@@ -198,48 +199,69 @@ size_t msg_store_text(char *out, const struct msg *m)
 	return msg_render(out, m, DIALECT_PLAIN, 0, '\x01');
 }
 
-static bool carried(const struct json_val *key)
+enum msg_key msg_key_of(const struct json_val *name)
 {
-	static const char *const never[] = { "msgid", "id", "name", "to", "toid", "groupid", "msg",
-	    "time", "ts", "mid", "n", "cid", "req" };
+	static const char *const text[MSG_NKEYS] = { "", "msgid", "id", "name", "to", "toid",
+	    "groupid", "msg", "time", "ts", "mid", "n", "cid", "req" };
+	/* By length (quotes included), so that a name is compared with one or two candidates. */
+	static const unsigned char by_len[10][4] = { [3] = { MSG_K_N }, [4] = { MSG_K_ID, MSG_K_TO,
+	    MSG_K_TS }, [5] = { MSG_K_MSG, MSG_K_CID, MSG_K_MID, MSG_K_REQ }, [6] = { MSG_K_NAME,
+	    MSG_K_TOID, MSG_K_TIME }, [7] = { MSG_K_MSGID }, [9] = { MSG_K_GROUPID } };
 
-	for (size_t i = 0; i < sizeof never / sizeof *never; i++)
-		if (json_is(key, never[i]))
-			return false;
-	return true;
+	if (name->len < 10 && memchr(name->raw, '\\', name->len) == NULL) {
+		for (int i = 0; i < 4 && by_len[name->len][i] != 0; i++)
+			if (memcmp(name->raw + 1, text[by_len[name->len][i]], name->len - 2) == 0)
+				return (enum msg_key)by_len[name->len][i];
+		return MSG_K_OTHER;
+	}
+	for (int k = 1; k < MSG_NKEYS; k++)		/* long, or written with escapes */
+		if (json_is(name, text[k]))
+			return (enum msg_key)k;
+	return MSG_K_OTHER;
 }
 
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json *j,
-    const struct json_val *root, struct msg_marks *marks_r)
+void msg_body(struct json_out *w, const struct msg_parts *parts, const struct msg_pair *carried,
+    size_t n, struct msg_marks *marks_r)
 {
 	char hex[33];
-	struct json_val key, val;
 
-	json_lit(w, "\"id\":");
+	json_raw(w, "\"id\":", 5);
 	w->comma = false;
 	json_put_int(w, parts->sender);
-	json_kv_text(w, "name", parts->name, parts->name_len);
-	json_lit(w, ",");
-	marks_r->to_off = parts->group ? 0 : (uint16_t)w->len;
+	json_raw(w, ",\"name\":", 8);
 	w->comma = false;
-	json_kv_int(w, parts->group ? "groupid" : "to", parts->rcpt);
-	json_kv_raw(w, "msg", parts->msg.raw, parts->msg.len);
-	if (parts->time.type == JSON_STRING)
-		json_kv_raw(w, "time", parts->time.raw, parts->time.len);
+	json_put_text(w, parts->name, parts->name_len);
+	json_raw(w, ",", 1);
+	marks_r->to_off = parts->group ? 0 : (uint16_t)w->len;
+	if (parts->group)
+		json_raw(w, "\"groupid\":", 10);
 	else
-		json_kv_str(w, "time", parts->time_text);
+		json_raw(w, "\"to\":", 5);
+	w->comma = false;
+	json_put_int(w, parts->rcpt);
+	json_raw(w, ",\"msg\":", 7);
+	json_raw(w, parts->msg.raw, parts->msg.len);
+	json_raw(w, ",\"time\":", 8);
+	w->comma = false;
+	if (parts->time.type == JSON_STRING)
+		json_raw(w, parts->time.raw, parts->time.len);
+	else
+		json_put_text(w, parts->time_text, strlen(parts->time_text));
 	marks_r->core_len = (uint32_t)w->len;
-	if (root != NULL)
-		for (struct json_it it = json_it(j, root); json_next(j, &it, &key, &val); )
-			if (carried(&key)) {
-				json_lit(w, ",");
-				json_raw(w, key.raw, key.len);
-				json_lit(w, ":");
-				json_raw(w, val.raw, val.len);
-			}
-	json_kv_int(w, "ts", (int64_t)parts->ts);
+	for (size_t i = 0; i < n; i++) {
+		json_raw(w, ",", 1);
+		json_raw(w, carried[i].key.raw, carried[i].key.len);
+		json_raw(w, ":", 1);
+		json_raw(w, carried[i].val.raw, carried[i].val.len);
+	}
+	json_raw(w, ",\"ts\":", 6);
+	w->comma = false;
+	json_put_int(w, (int64_t)parts->ts);
 	msg_hex(parts->mid, hex);
-	json_kv_text(w, "mid", hex, 32);
+	json_raw(w, ",\"mid\":\"", 8);
+	json_raw(w, hex, 32);
+	json_raw(w, "\"", 1);
+	w->comma = true;
 	marks_r->cid_off = marks_r->cid_len = 0;
 	if (parts->cid != NULL) {
 		marks_r->cid_off = (uint32_t)w->len + 8;	/* behind `,"cid":"` */
@@ -252,7 +274,9 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
     size_t len, uint32_t sender, const unsigned char mid[16], uint64_t ts, uint64_t row)
 {
 	struct json *j = wk->json2;
+	static struct msg_pair pairs[FRAME_MAX_VALUES];
 	struct json_val root, v, name, rcpt, cid;
+	size_t npairs = 0;
 	struct msg_parts parts = { .sender = sender, .ts = ts };
 	struct msg_marks marks;
 	struct json_out w;
@@ -278,7 +302,10 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
 		parts.cid = cid_text;
 	memcpy(parts.mid, mid, 16);
 	json_out_init(&w, wk->scratch, SCRATCH);
-	msg_body(&w, &parts, j, &root, &marks);
+	for (struct json_it it = json_it(j, &root); npairs < FRAME_MAX_VALUES &&
+	    json_next(j, &it, &pairs[npairs].key, &pairs[npairs].val); )
+		npairs += msg_key_of(&pairs[npairs].key) == MSG_K_OTHER;
+	msg_body(&w, &parts, pairs, npairs, &marks);
 	if (w.over)
 		return MSG_NOT_OURS;
 	uint32_t ref = msg_new(kind, sess, gen, w.len);

@@ -126,11 +126,17 @@ struct msg_parts {
 
 struct msg_marks { uint32_t core_len, cid_off, cid_len; uint16_t to_off; };
 
-/*
- * Writes the body to W: the core from PARTS, the members of ROOT that are carried through, ts, mid, cid.
- */
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json *j,
-    const struct json_val *root, struct msg_marks *marks_r);
+/* Members that the server knows in a chat message; all others are carried through. */
+enum msg_key { MSG_K_OTHER = 0, MSG_K_MSGID, MSG_K_ID, MSG_K_NAME, MSG_K_TO, MSG_K_TOID,
+	MSG_K_GROUPID, MSG_K_MSG, MSG_K_TIME, MSG_K_TS, MSG_K_MID, MSG_K_N, MSG_K_CID, MSG_K_REQ,
+	MSG_NKEYS };
+enum msg_key msg_key_of(const struct json_val *name);
+
+struct msg_pair { struct json_val key, val; };
+
+/* Writes the body to W: the core from PARTS, the N pairs that are carried through, ts, mid, cid. */
+void msg_body(struct json_out *w, const struct msg_parts *parts, const struct msg_pair *carried,
+    size_t n, struct msg_marks *marks_r);
 
 void msg_hex(const unsigned char mid[16], char out[33]);
 
