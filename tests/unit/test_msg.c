@@ -58,8 +58,10 @@ static uint32_t entry(const struct sent *s)
 	    .name_len = strlen(s->name), .time_text = "2026-01-31 10:11:12", .ts = 1234567890123,
 	    .cid = s->cid, .cid_len = s->cid != NULL ? strlen(s->cid) : 0 };
 	struct json_out w;
+	static struct msg_pair carried[32];
 	struct msg_marks marks;
 	struct json_val root;
+	size_t n = 0;
 
 	assert_int_equal(json_parse(in, s->frame, strlen(s->frame)), JSON_OK);
 	root = json_root(in);
@@ -67,7 +69,10 @@ static uint32_t entry(const struct sent *s)
 	(void)json_get(in, &root, "time", &parts.time);
 	memcpy(parts.mid, mid, 16);
 	json_out_init(&w, wk->scratch, SCRATCH);
-	msg_body(&w, &parts, in, &root, &marks);
+	for (struct json_it it = json_it(in, &root); json_next(in, &it, &carried[n].key,
+	    &carried[n].val); )
+		n += msg_key_of(&carried[n].key) == MSG_K_OTHER;
+	msg_body(&w, &parts, carried, n, &marks);
 	assert_false(w.over);
 	uint32_t ref = msg_new(s->group ? MK_GROUP : MK_DIRECT, 3, 4, w.len);
 	assert_int_not_equal(ref, CHUNK_NONE);
