@@ -14,6 +14,7 @@
 #include "shm/rec.h"
 
 #define REC_COUNTED 1u			/* rec.flags: its address counts this connection */
+#define REC_REFUSED 2u			/* rec.flags: a message with a cid was refused and has not come again */
 
 /* May one more connect? Counts it, if LIMIT is not 0 and the address is not loopback or unix. */
 bool addrs_enter(struct rec *r, unsigned limit);

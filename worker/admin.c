@@ -185,6 +185,8 @@ static void changed(struct store_job *j, void *arg)
 		finish(a, 1, store_text(j->rc));
 		return;
 	}
+	if (j->op == STORE_USER_DEL)
+		cmd_forget_user(j->id);
 	if (j->op == STORE_USER_ADD)
 		say_user(a, &j->user, NULL);
 	finish(a, 0, j->op == STORE_USER_ADD ? "added" : j->op == STORE_USER_DEL ? "deleted" :

@@ -65,8 +65,10 @@ void cmd_verdict(struct conn *c, enum msg_kind kind, enum verdict v, uint32_t rc
 enum proto_errno cmd_store_errno(int rc);
 
 /* Drops the list of refused lanes. */
-/* An account was deleted: it is looked up again. */
+/* An account was deleted: it is looked up again, by every worker. */
 void cmd_forget_user(uint32_t user);
+struct item;
+void cmd_on_forget(const struct item *it);
 void cmd_forget_refused(struct conn *c);
 /* It moves with its session: bytes used (0: there is none), and back. */
 size_t cmd_pack_refused(const struct conn *c, char *out, size_t cap);

@@ -12,12 +12,14 @@
 #include <sodium.h>
 
 #include "shm/sess.h"
+#include "worker/addrs.h"
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/conn.h"
 #include "worker/group.h"
 #include "worker/login.h"
+#include "worker/peer.h"
 #include "worker/session.h"
 #include "worker/store.h"
 
@@ -47,10 +49,23 @@ static void set_known(uint32_t user)
 		(*page)[user % KNOWN_PAGE / 64] |= UINT64_C(1) << (user % 64);
 }
 
-void cmd_forget_user(uint32_t user)
+static void forget_user(uint32_t user)
 {
 	if (user <= PROTO_ID_MAX && is_known(user))
 		known[user / KNOWN_PAGE][user % KNOWN_PAGE / 64] &= ~(UINT64_C(1) << (user % 64));
+}
+
+void cmd_on_forget(const struct item *it)
+{
+	forget_user(((const struct item_forget *)it)->user);
+}
+
+void cmd_forget_user(uint32_t user)
+{
+	struct item_forget it = { .user = user };
+
+	forget_user(user);
+	peer_send_all(IT_FORGET, &it, sizeof it, NULL, 0);
 }
 
 /* ---- lanes with a refused message: order over a retry ---- */
@@ -65,6 +80,8 @@ void cmd_forget_refused(struct conn *c)
 {
 	free(c->refused);
 	c->refused = NULL;
+	if (c->r != NULL && c->state == CONN_OPEN)
+		c->r->flags &= (uint8_t)~REC_REFUSED;
 }
 
 size_t cmd_pack_refused(const struct conn *c, char *out, size_t cap)
@@ -100,6 +117,7 @@ static void refused_add(struct conn *c, bool group, uint32_t key, const unsigned
 
 	if (order == 0)
 		order = atomic_load(&wk->s->order) + 1;	/* later than all that were */
+	c->r->flags |= REC_REFUSED;	/* before the answer: a successor must know */
 
 	if (f == NULL && (f = c->refused = calloc(1, sizeof *f)) == NULL)
 		return;

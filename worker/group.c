@@ -402,8 +402,7 @@ static void committed(struct store_job *j, void *arg)
 	(void)arg;
 	if (m == NULL || msg_seq(m) != (uint32_t)j->tag2)
 		return;
-	if (j->rc != STORE_OK && (m->flags & MF_MUST) && j->rc != STORE_GONE &&
-	    j->rc != STORE_DENIED) {
+	if ((m->flags & MF_MUST) && redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}
@@ -437,7 +436,7 @@ static void submit(uint32_t ref)
 	store_job_body(j, wk->text, msg_store_text(wk->text, m));
 	if (m->flags & MF_MUST)
 		j->flags = STORE_MUST;
-	store_submit(wk->store, j);
+	redo_submit(j);
 }
 
 void group_send(struct conn *c, uint32_t ref)

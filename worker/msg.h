@@ -49,6 +49,7 @@ enum msg_kind { MK_DIRECT = 1, MK_GROUP, MK_ROW, MK_GREF };
 #define MF_TOLD   8u	/* the sender has been answered */
 #define MF_STORE 16u	/* HELD, but in no session's list: on its way to the store only */
 #define MF_FREE  64u	/* confirmed and deleted: goes when the read in flight has been looked at */
+#define MF_QUOTA 128u	/* MUST, but errno 8 is an answer: it was never handed to its receiver */
 #define MF_MUST  32u	/* accepted: a store job that fails is repeated, not reported */
 
 struct msg {

@@ -14,6 +14,7 @@
 
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cmd.h"
 #include "worker/group.h"
 #include "worker/ipc.h"
 #include "worker/presence.h"
@@ -217,6 +218,7 @@ static const struct {
 	[IT_GROUP] = { sizeof(struct item_group), group_on_message },
 	[IT_DISSOLVED] = { sizeof(struct item_dissolved), group_on_dissolved },
 	[IT_PRESENCE] = { sizeof(struct item_presence), presence_on_item },
+	[IT_FORGET] = { sizeof(struct item_forget), cmd_on_forget },
 	[IT_END] = { sizeof(struct item_end), session_on_end },
 };
 

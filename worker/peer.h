@@ -29,6 +29,7 @@ enum item_type {
 	IT_DISSOLVED,		/* a group is no more */
 	IT_PRESENCE,		/* somebody came or went */
 	IT_END,			/* end that session */
+	IT_FORGET,		/* an account was deleted */
 	IT_NTYPES
 };
 
@@ -47,6 +48,7 @@ struct item_group {			/* the body follows, unless it was too long for a packet *
 };
 struct item_dissolved { struct item head; uint32_t group; };
 struct item_presence { struct item head; uint32_t user, online; };	/* user 0: look at all */
+struct item_forget { struct item head; uint32_t user; };
 struct item_end { struct item head; uint32_t user, rrec, rgen; char reason[16]; };
 
 int peer_init(void);

@@ -212,9 +212,9 @@ void route_store(uint32_t ref, void (*done)(struct store_job *, void *))
 	store_job_body(j, wk->text, len);
 	if (m->flags & MF_MUST)
 		j->flags |= STORE_MUST;
-	else
+	if (!(m->flags & MF_MUST) || (m->flags & MF_QUOTA))
 		j->limit = wk->conf.offline_max;
-	store_submit(wk->store, j);
+	redo_submit(j);
 }
 
 void route_notice(uint32_t user)
@@ -256,7 +256,7 @@ static void out_stored(struct store_job *j, void *arg)
 	(void)arg;
 	if (m == NULL)
 		return;
-	if ((m->flags & MF_MUST) && verdict_of(j->rc) == V_DOWN) {
+	if ((m->flags & MF_MUST) && redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}

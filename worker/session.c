@@ -185,7 +185,7 @@ static void deleted(struct store_job *j, void *arg)
 	struct conn *c = tagged(j);
 
 	(void)arg;
-	if (j->rc != STORE_OK && j->rc != STORE_GONE) {
+	if (redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}
@@ -242,7 +242,7 @@ static void held_stored(struct store_job *j, void *arg)
 	(void)arg;
 	if (m == NULL)
 		return;
-	if (j->rc != STORE_OK && (m->flags & MF_MUST)) {
+	if ((m->flags & MF_MUST) && redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}
@@ -251,6 +251,8 @@ static void held_stored(struct store_job *j, void *arg)
 		COUNT(messages_stored);
 		route_tell(m, V_STORED);
 	} else {
+		if (m->flags & MF_MUST)
+			log_error("a message of user %u to %u cannot be stored: %d", m->sender, m->rcpt, j->rc);
 		route_tell(m, j->rc == STORE_FULL ? V_FULL : j->rc == STORE_GONE ? V_UNKNOWN : V_DOWN);
 	}
 	if (c != NULL)
@@ -353,6 +355,10 @@ void session_deliver(struct conn *c, uint32_t ref)
 	}
 	/* What it was handed before goes first: should the session end, the store has all in order. */
 	store_held(c);
+	/* Taken from another worker: its sender's next messages may be here before it could hear of a
+	 * refusal, so there is none: "stored" in the end, or too large for the quota. */
+	if (m->origin_slot != UINT32_MAX)
+		m->flags |= MF_MUST | MF_QUOTA;
 	m->flags |= MF_STORE;
 	m->rrec = c->rec;
 	m->rgen = c->gen;
@@ -854,7 +860,7 @@ static void cursors_saved(struct store_job *j, void *arg)
 	struct conn *c = tagged(j);
 
 	(void)arg;
-	if (j->rc != STORE_OK && j->rc != STORE_GONE) {
+	if (redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}

@@ -119,7 +119,7 @@ void store_job_body(struct store_job *job, const void *body, size_t len)
 	job->len = (uint32_t)len;
 }
 
-static void job_free(struct store_job *job)
+void store_job_free(struct store_job *job)
 {
 	for (uint32_t i = 0; job->rows != NULL && i < job->nrows; i++) {
 		free(job->rows[i].name);
@@ -299,7 +299,7 @@ static void store_fini(struct store *st)
 
 	while ((job = st->done) != NULL) {	/* nobody is there to be told */
 		st->done = job->next;
-		job_free(job);
+		store_job_free(job);
 	}
 	for (int i = 0; i < NLANES; i++)
 		pthread_cond_destroy(&st->lane[i].more);
@@ -874,7 +874,7 @@ unsigned store_complete(struct store *st)
 		job->next = NULL;
 		if (job->done != NULL)
 			job->done(job, job->arg);
-		job_free(job);
+		store_job_free(job);
 		n++;
 	}
 	st->told_refusals = refusals;

@@ -165,6 +165,8 @@ void store_set_pool(struct store *st, uint32_t wait_ms, uint32_t keep_days);	/* 
 
 /* A zeroed job; aborts the process when out of memory (a few hundred bytes; the region is the bound). */
 struct store_job *store_job_new(enum store_op op, void (*done)(struct store_job *, void *), void *arg);
+/* A job that was not submitted. */
+void store_job_free(struct store_job *job);
 void store_job_body(struct store_job *job, const void *body, size_t len);
 void store_submit(struct store *st, struct store_job *job);
 /* Wakes the threads once for all jobs submitted since: call at the end of a loop turn. */

@@ -118,10 +118,12 @@ static void swept_stored(struct store_job *j, void *arg)
 	(void)arg;
 	if (m == NULL || msg_seq(m) != (uint32_t)j->tag2)
 		return;
-	if (j->rc != STORE_OK && j->rc != STORE_GONE) {
+	if (redo_useful(j->rc)) {
 		redo_job(j);
 		return;
 	}
+	if (j->rc != STORE_OK)
+		log_error("a message of user %u to %u cannot be stored: %d", m->sender, m->rcpt, j->rc);
 	uint32_t rrec = m->rrec, rgen = m->rgen, srec = m->srec, sgen = m->sgen;
 	COUNT(swept_messages);
 	route_notice(m->rcpt);
@@ -144,7 +146,7 @@ void sweep_store(uint32_t ref)
 static void housekept(struct store_job *j, void *arg)
 {
 	(void)arg;
-	if (j->rc != STORE_OK && j->rc != STORE_GONE)
+	if (redo_useful(j->rc))
 		redo_job(j);
 	else
 		cell_put((uint32_t)j->tag, (uint32_t)j->tag2);
@@ -227,14 +229,29 @@ static enum fate held_fate(const struct msg *m, uint32_t slot)
 	return written ? FATE_FREE : FATE_STORE;
 }
 
+/*
+ * A message that its sender still has in hands, because it has no answer, behind one that was
+ * refused: it comes again after that one, and must not be in the store before.
+ */
+static bool comes_again(const struct msg *m)
+{
+	struct rec *r = m->srec < shm->head->max_sessions ? rec_at(m->srec) : NULL;
+
+	return r != NULL && atomic_load(&r->gen) == m->sgen && (r->flags & REC_REFUSED) &&
+	    m->origin_slot == UINT32_MAX && (m->flags & MF_CID) && !(m->flags & (MF_MUST | MF_TOLD));
+}
+
 static enum fate fate_of(struct msg *m, uint32_t slot)
 {
 	switch (msg_state(m)) {
 	case M_WAITING:
-		return msg_claim(m, msg_seq(m), M_WAITING, M_STORING) ? FATE_STORE : FATE_FREE;
+		return msg_claim(m, msg_seq(m), M_WAITING, M_STORING) && !comes_again(m) ?
+		    FATE_STORE : FATE_FREE;
 	case M_STORING:
 		if (m->flags & MF_GONE)
 			return FATE_GONE;
+		if (comes_again(m))
+			return FATE_FREE;
 		return m->kind == MK_GROUP ? FATE_GROUP : m->kind == MK_DIRECT ? FATE_STORE : FATE_FREE;
 	case M_COMMITTED:
 		return FATE_GROUP;

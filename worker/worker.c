@@ -406,6 +406,7 @@ static void on_store(struct watch *w, uint32_t events)
 	(void)w;
 	(void)events;
 	COUNT_N(store_jobs, store_complete(wk->store));
+	atomic_store_explicit(&wk->s->store_up, store_up(wk->store), memory_order_relaxed);
 }
 
 static void on_auth(struct watch *w, uint32_t events)
@@ -523,6 +524,7 @@ static void turn_begin(void)
 
 static void turn_end(void)
 {
+	redo_turn_end();
 	conn_flush_all();
 	admin_turn_end();
 	look_at_ports();
