@@ -706,7 +706,7 @@ void store_job_body(struct store_job *job, const void *body, size_t len)
 	job->len = (uint32_t)len;
 }
 
-static void job_free(struct store_job *j)
+void store_job_free(struct store_job *j)
 {
 	for (uint32_t i = 0; j->people != NULL && i < j->npeople; i++)
 		free(j->people[i].name);
@@ -808,7 +808,7 @@ static void lane_turn(struct pending **lane)
 		list = p->next;
 		if (p->job->done != NULL)
 			p->job->done(p->job, p->job->arg);
-		job_free(p->job);
+		store_job_free(p->job);
 		free(p);
 	}
 }
