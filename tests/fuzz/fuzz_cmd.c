@@ -994,6 +994,7 @@ static void turn(uint32_t ms)
 	lane_turn(&writes);
 	lane_turn(&reads);
 	timer_run(now_ms);
+	redo_turn_end();
 	conn_flush_all();
 	peer_flush();
 	for (int i = 0; i < CLIENTS; i++)

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "worker/base/log.h"
+#include "worker/cmd.h"
 #include "worker/group.h"
 #include "worker/ipc.h"
 #include "worker/peer.h"
@@ -52,6 +53,7 @@ HEAR(route_on_notice, item_notice, user)
 HEAR(group_on_dissolved, item_dissolved, group)
 HEAR(presence_on_item, item_presence, user)
 HEAR(session_on_end, item_end, user)
+HEAR(cmd_on_forget, item_forget, user)
 
 void group_on_message(const struct item *it)
 {
@@ -175,6 +177,7 @@ static void test_every_type(void **state)
 	struct item_dissolved d = { .group = 6 };
 	struct item_presence p = { .user = 7 };
 	struct item_end e = { .user = 8 };
+	struct item_forget f = { .user = 9 };
 
 	(void)state;
 	assert_true(deliver(2, 1));
@@ -185,6 +188,7 @@ static void test_every_type(void **state)
 	assert_true(peer_send(2, IT_DISSOLVED, &d, sizeof d, NULL, 0));
 	assert_true(peer_send(2, IT_PRESENCE, &p, sizeof p, NULL, 0));
 	assert_true(peer_send(2, IT_END, &e, sizeof e, NULL, 0));
+	assert_true(peer_send(2, IT_FORGET, &f, sizeof f, NULL, 0));
 	peer_flush();
 	peer_read(inbox[2]);
 	assert_int_equal(nheard, IT_NTYPES - 1);

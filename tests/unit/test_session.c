@@ -135,6 +135,7 @@ void store_submit(struct store *st, struct store_job *job)
 }
 
 void redo_job(struct store_job *job) { (void)job; nredo++; }
+bool redo_useful(int rc) { return rc == STORE_DOWN || rc == STORE_BUSY || rc == STORE_UNSURE; }
 
 void route_store(uint32_t ref, void (*done)(struct store_job *, void *))
 {
