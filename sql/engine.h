@@ -37,6 +37,7 @@ struct db_stmt {		/* the engine's own struct begins with this */
 	struct db_stmt *next;
 };
 
+enum { DB_LINK_NAME = 48 };	/* bytes of a link's name and its final 0 */
 enum { DB_CACHE = 256 };	/* statements a connection keeps; a power of two */
 
 struct db {
@@ -48,6 +49,7 @@ struct db {
 	bool create;		/* migrating: the engine may create the file or the database */
 	bool rows_out;		/* this attempt has seen a row */
 	int pid;		/* who connected */
+	char ghost[DB_LINK_NAME];	/* the engine's: a link lost in a transaction; "" for none */
 	struct db_stmt *active;
 	struct db_stmt *cache[DB_CACHE];
 	unsigned cached;

@@ -5,6 +5,12 @@
  * row is given out, so a link that breaks never leaves half a result. The library's automatic
  * reconnection stays off: it would lose the session's settings and statements without a word.
  * Time-outs make every wait end; db.c decides what a lost link means.
+ *
+ * Ghosts: when a link is lost in the middle of a transaction, its thread in the server may go on
+ * with what it has (a frozen server that thaws, a COMMIT that comes late), after newer writes of
+ * ours. So the next link ends that thread before it is used. It finds it by a lock whose name the
+ * old link had made up for itself: thread ids are given again by a restarted server, names are
+ * not. The lock is released when the transaction is committed or rolled back.
  */
 #include "sql/engine.h"
 
@@ -15,6 +21,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
+#include <time.h>
 
 #if defined(MARIADB_BASE_VERSION) || MYSQL_VERSION_ID < 80000
 #define LIB_BOOL my_bool
@@ -26,6 +34,8 @@ enum {
 	FAN = 256,			/* rows in one statement */
 	FIRST_BUF = 256,		/* bytes of a text column's buffer, grown as needed */
 	PACKET_WANTED = 4 << 20,	/* our largest statement is below 2 MiB */
+	GHOST_MS = 2000,		/* for a killed thread to be gone */
+	GHOST_LOOK_MS = 10,
 	/* Numbers that not every mysqld_error.h has. */
 	E_CONNECTION_KILLED = 1927,
 	E_STATEMENT_TIMEOUT = 1969,
@@ -36,6 +46,8 @@ enum {
 struct my_conn {
 	MYSQL *h;
 	int64_t changes, last_id;
+	char name[DB_LINK_NAME];	/* of the lock that this link holds while it lives */
+	bool in_tx;
 };
 
 struct my_col {
@@ -167,9 +179,8 @@ static int query(struct db *db, MYSQL *h, const char *sql)
 }
 
 /* The first column of the first row; DB_GONE where it is NULL or missing. */
-static int query_int(struct db *db, const char *sql, int64_t *v_r)
+static int query_int_on(struct db *db, MYSQL *h, const char *sql, int64_t *v_r)
 {
-	MYSQL *h = conn(db)->h;
 	int rc = query(db, h, sql);
 	MYSQL_RES *res;
 	MYSQL_ROW row;
@@ -186,6 +197,11 @@ static int query_int(struct db *db, const char *sql, int64_t *v_r)
 		*v_r = atoll(row[0]);
 	mysql_free_result(res);
 	return rc;
+}
+
+static int query_int(struct db *db, const char *sql, int64_t *v_r)
+{
+	return query_int_on(db, conn(db)->h, sql, v_r);
 }
 
 /* ---- the connection ---- */
@@ -205,20 +221,74 @@ static void options_set(struct db *db, MYSQL *h)
 		mysql_options(h, MYSQL_OPT_PROTOCOL, &tcp);
 }
 
-static int session_set(struct db *db, MYSQL *h)
+static int session_set(struct db *db, MYSQL *h, const char *name)
 {
-	char sql[256];
+	char sql[300];
 	int wait_s = db->opt.io_ms / 1000 - 1;	/* the server gives up before our read does */
 	int rc;
 
 	/* Strict: a value that does not fit is an error, never cut. */
 	snprintf(sql, sizeof sql, "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION',"
-		 " innodb_lock_wait_timeout = %d, autocommit = 1", wait_s > 1 ? wait_s : 1);
+		 " innodb_lock_wait_timeout = %d, autocommit = 1, @parley_link = GET_LOCK('%s', 0)",
+		 wait_s > 1 ? wait_s : 1, name);
 	rc = query(db, h, sql);
 	if (rc == DB_OK)
 		rc = query(db, h, "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED");
 	return rc;
 }
+
+/* ---- ghosts ---- */
+
+static int link_name_make(struct db *db, char name_r[DB_LINK_NAME])
+{
+	unsigned char salt[16];
+	int len = snprintf(name_r, DB_LINK_NAME, "parley.");
+
+	if (getrandom(salt, sizeof salt, 0) != (ssize_t)sizeof salt)
+		return db_fail(db, DB_BUSY, "no random bytes");
+	for (size_t i = 0; i < sizeof salt; i++)
+		len += snprintf(name_r + len, DB_LINK_NAME - (size_t)len, "%02x", salt[i]);
+	return DB_OK;
+}
+
+static int ghost_kill(struct db *db, MYSQL *h, int64_t thread)
+{
+	char sql[64];
+	int rc;
+
+	snprintf(sql, sizeof sql, "KILL CONNECTION %lld", (long long)thread);
+	if (mysql_real_query(h, sql, strlen(sql)) == 0 || mysql_errno(h) == ER_NO_SUCH_THREAD)
+		return DB_OK;
+	rc = fail_conn(db, h);
+	return rc == DB_BAD ? DB_DOWN : rc;	/* not allowed to: until the server ends it */
+}
+
+/* Ends what is left in the server of the link that was lost, and waits until it has ended. */
+static int ghost_end(struct db *db, MYSQL *h)
+{
+	struct timespec pause = { 0, GHOST_LOOK_MS * 1000000L };
+	char sql[DB_LINK_NAME + 32];
+	int64_t thread, killed = 0;
+
+	snprintf(sql, sizeof sql, "SELECT IS_USED_LOCK('%s')", db->ghost);
+	for (int ms = 0; ms < GHOST_MS; ms += GHOST_LOOK_MS) {
+		int rc = query_int_on(db, h, sql, &thread);
+
+		if (rc == DB_GONE) {		/* nobody holds it */
+			db->ghost[0] = '\0';
+			return DB_OK;
+		}
+		if (rc == DB_OK && thread != killed)
+			rc = ghost_kill(db, h, thread);
+		if (rc != DB_OK)
+			return rc;
+		killed = thread;
+		nanosleep(&pause, NULL);
+	}
+	return db_fail(db, DB_DOWN, "the MySQL server is still busy with a connection that was lost");
+}
+
+/* ---- opening and closing ---- */
 
 static int database_make(struct db *db, MYSQL *h)
 {
@@ -257,6 +327,7 @@ static MYSQL *link_up(struct db *db, const char *database, int *rc_r)
 
 static int my_connect(struct db *db)
 {
+	char name[DB_LINK_NAME] = "";
 	struct my_conn *c;
 	int rc = DB_OK;
 	MYSQL *h = link_up(db, db->url.database, &rc);
@@ -268,19 +339,26 @@ static int my_connect(struct db *db)
 	if (h == NULL)
 		return rc;
 	if (rc == DB_OK)
-		rc = session_set(db, h);
+		rc = link_name_make(db, name);
+	if (rc == DB_OK)
+		rc = session_set(db, h, name);
+	if (rc == DB_OK && db->ghost[0] != '\0')
+		rc = ghost_end(db, h);
 	c = rc == DB_OK ? calloc(1, sizeof *c) : NULL;
 	if (c == NULL) {
 		mysql_close(h);
 		return rc != DB_OK ? rc : db_fail(db, DB_BUSY, "out of memory");
 	}
 	c->h = h;
+	memcpy(c->name, name, sizeof c->name);
 	db->conn = c;
 	return DB_OK;
 }
 
 static void my_disconnect(struct db *db)
 {
+	if (conn(db)->in_tx)
+		memcpy(db->ghost, conn(db)->name, sizeof db->ghost);
 	mysql_close(conn(db)->h);
 	free(db->conn);
 }
@@ -297,12 +375,16 @@ static int my_ping(struct db *db)
 
 static int my_begin(struct db *db)
 {
+	conn(db)->in_tx = true;
 	return my_exec(db, "START TRANSACTION");
 }
 
 static int my_commit(struct db *db)
 {
-	return my_exec(db, "COMMIT");
+	int rc = my_exec(db, "COMMIT");
+
+	conn(db)->in_tx = rc != DB_OK;
+	return rc;
 }
 
 static void my_rollback(struct db *db)
@@ -310,7 +392,9 @@ static void my_rollback(struct db *db)
 	char words[sizeof db->errmsg];
 
 	memcpy(words, db->errmsg, sizeof words);	/* why, not what came after */
-	if (my_exec(db, "ROLLBACK") != DB_OK)
+	if (my_exec(db, "ROLLBACK") == DB_OK)
+		conn(db)->in_tx = false;
+	else
 		db->lost = true;
 	memcpy(db->errmsg, words, sizeof words);
 }

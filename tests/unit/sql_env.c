@@ -304,26 +304,52 @@ static bool pass_on(int to, const char *p, ssize_t n)
 	return true;
 }
 
-/* Serves one link. True: it was cut. */
-static bool relay(int client, int server, bool armed, bool after)
+static int control[2];			/* the test's end and the proxy's */
+static struct { int server; char buf[65536]; ssize_t len; } held;
+
+/* The server gets the COMMIT that was held, late; the test goes on when it has dealt with it. */
+static void held_release(void)
 {
-	char buf[65536];
+	char byte, answer[1024];
+
+	if (read(control[1], &byte, 1) != 1)
+		_exit(0);			/* the test is over */
+	if (held.len > 0 && pass_on(held.server, held.buf, held.len) &&
+	    read(held.server, answer, sizeof answer) > 0)
+		byte = '!';			/* it lived to answer */
+	if (write(control[1], &byte, 1) != 1)
+		_exit(1);
+}
+
+/* Serves one link. True: it was cut. */
+static bool relay(int client, int server, bool armed, enum env_proxy how)
+{
+	char buf[sizeof held.buf];
 
 	for (;;) {
-		struct pollfd p[2] = { { client, POLLIN, 0 }, { server, POLLIN, 0 } };
+		struct pollfd p[3] = { { client, POLLIN, 0 }, { server, POLLIN, 0 },
+			{ control[1], POLLIN, 0 } };
 		bool from_client;
 		ssize_t n;
 
-		if (poll(p, 2, -1) < 0)
+		if (poll(p, 3, -1) < 0)
 			return false;
+		if (p[2].revents != 0)
+			held_release();
 		from_client = p[0].revents != 0;
+		if (!from_client && p[1].revents == 0)
+			continue;
 		n = read(from_client ? client : server, buf, sizeof buf);
 		if (n <= 0)
 			return false;
 		if (from_client && armed && memmem(buf, (size_t)n, "\3COMMIT", 7) != NULL) {
-			if (after) {	/* the server does it, and its answer goes nowhere */
+			if (how == PROXY_CUT_AFTER) {	/* it is done, and the answer goes nowhere */
 				pass_on(server, buf, n);
 				n = read(server, buf, sizeof buf);
+			} else if (how == PROXY_HOLD) {
+				held.server = dup(server);
+				held.len = n;
+				memcpy(held.buf, buf, (size_t)n);
 			}
 			return true;
 		}
@@ -332,7 +358,7 @@ static bool relay(int client, int server, bool armed, bool after)
 	}
 }
 
-static void proxy(int listener, bool after)
+static void proxy(int listener, enum env_proxy how)
 {
 	bool armed = true;
 
@@ -341,14 +367,14 @@ static void proxy(int listener, bool after)
 
 		if (client < 0 || server < 0)
 			_exit(1);
-		if (relay(client, server, armed, after))
+		if (relay(client, server, armed, how))
 			armed = false;
 		close(client);
 		close(server);
 	}
 }
 
-pid_t env_proxy_start(bool after, char *url_r, size_t size)
+pid_t env_proxy_start(enum env_proxy how, char *url_r, size_t size)
 {
 	char path[160];
 	int listener, at;
@@ -358,19 +384,32 @@ pid_t env_proxy_start(bool after, char *url_r, size_t size)
 	unlink(path);
 	listener = unix_socket(path, true);
 	assert_true(listener >= 0);
+	assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, control), 0);
 	pid = fork();
 	if (pid == 0) {
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
-		proxy(listener, after);
+		close(control[0]);
+		proxy(listener, how);
 	}
 	close(listener);
+	close(control[1]);
 	at = snprintf(url_r, size, "mysql://root@localhost/%s?socket=%s", database, path);
 	assert_true(at > 0 && (size_t)at < size);
 	return pid;
+}
+
+bool env_proxy_release(void)
+{
+	char byte = '.';
+
+	assert_int_equal(write(control[0], &byte, 1), 1);
+	assert_int_equal(read(control[0], &byte, 1), 1);
+	return byte == '!';
 }
 
 void env_proxy_stop(pid_t pid)
 {
 	kill(pid, SIGKILL);
 	waitpid(pid, NULL, 0);
+	close(control[0]);
 }

@@ -42,11 +42,14 @@ void env_server_again(void);
 void env_sql(const char *sql);
 
 /*
- * Starts a process that relays one unix socket to the server's and cuts the first link on which
- * the client says COMMIT: before handing it on, or after. Later links are left alone. url_r is
- * the test's URL through it.
+ * Starts a process that relays one unix socket to the server's and, the first time that the client
+ * says COMMIT, cuts the client's link: before handing it on, after, or holding it back, while the
+ * server's end of the link lives on. Later links are left alone. url_r is the test's URL through it.
  */
-pid_t env_proxy_start(bool after, char *url_r, size_t size);
+enum env_proxy { PROXY_CUT_BEFORE, PROXY_CUT_AFTER, PROXY_HOLD };
+pid_t env_proxy_start(enum env_proxy how, char *url_r, size_t size);
+/* While a link is up: now the server gets what was held back. True: it executed that. */
+bool env_proxy_release(void);
 void env_proxy_stop(pid_t pid);
 
 /* Runs FN in COUNT processes and waits for them; each must return 0. */

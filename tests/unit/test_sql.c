@@ -1431,7 +1431,8 @@ static void test_my_unsure(void **state)
 	user_new(db, "ann");
 	for (int after = 0; after < 2; after++) {
 		char url[600];
-		pid_t pid = env_proxy_start(after, url, sizeof url);
+		pid_t pid = env_proxy_start(after ? PROXY_CUT_AFTER : PROXY_CUT_BEFORE, url,
+					    sizeof url);
 		struct db *cut;
 		struct user_row u;
 		int32_t id = 0;
@@ -1446,7 +1447,8 @@ static void test_my_unsure(void **state)
 	group_new(db, 1, "one");
 	for (int after = 0; after < 2; after++) {
 		char url[600];
-		pid_t pid = env_proxy_start(after, url, sizeof url);
+		pid_t pid = env_proxy_start(after ? PROXY_CUT_AFTER : PROXY_CUT_BEFORE, url,
+					    sizeof url);
 		struct db_post p = { .group = 1, .sender = 1, .body = "x", .len = 1 };
 		struct db *cut;
 
@@ -1460,6 +1462,98 @@ static void test_my_unsure(void **state)
 		env_proxy_stop(pid);
 	}
 	numbers_are(db, 1, "1:x 2:x ");
+}
+
+/* A COMMIT that reaches the server late: nothing of it appears behind what was written since. */
+static void test_my_late_commit(void **state)
+{
+	struct db_options opt = { .io_ms = 2000 };
+	struct db *db = *state, *cut;
+	struct text t = { .len = 0 };
+	struct db_offline m[2];
+	struct user_row u;
+	char url[600];
+	bool more;
+	int32_t id = 0;
+	pid_t pid;
+
+	if (!env_server_mine())
+		skip();
+	user_new(db, "ann");
+	pid = env_proxy_start(PROXY_HOLD, url, sizeof url);
+	assert_int_equal(db_open(url, &opt, &cut, NULL, 0), DB_OK);
+	assert_int_equal(db_user_add(cut, "bob", "h", &id), DB_UNSURE);
+	offline_fill(&m[0], 1, 1, "new");
+	assert_int_equal(db_offline_add(cut, m, 1, 0), DB_OK);
+	assert_false(env_proxy_release());
+	RC(db_user_by_name(db, "bob", &u), DB_GONE);
+	assert_int_equal(db_user_add(cut, "bob", "h", &id), DB_OK);
+	db_close(cut);
+	env_proxy_stop(pid);
+
+	/* A keyed write is done again at once, though the old link has its rows locked. */
+	pid = env_proxy_start(PROXY_HOLD, url, sizeof url);
+	assert_int_equal(db_open(url, &opt, &cut, NULL, 0), DB_OK);
+	offline_fill(&m[0], 1, 2, "old");
+	offline_fill(&m[1], 1, 3, "er");
+	assert_int_equal(db_offline_add(cut, m, 2, 0), DB_OK);
+	assert_false(env_proxy_release());
+	offline_fill(&m[0], 1, 4, "newer");
+	assert_int_equal(db_offline_add(cut, m, 1, 0), DB_OK);
+	OK(db_offline_load(db, 1, 0, 9, 999, message_cb, &t, &more));
+	assert_string_equal(t.buf, "new<9 old<9 er<9 newer<9 ");
+	db_close(cut);
+	env_proxy_stop(pid);
+}
+
+static int thread_fn(struct db *db, void *arg)
+{
+	static const struct db_query q = DB_SAME("SELECT CONNECTION_ID()");
+	struct db_stmt *st;
+	int rc = db_use(db, &q, &st);
+
+	if (rc == DB_OK)
+		rc = db_step_one(st);
+	if (rc == DB_OK)
+		*(int64_t *)arg = db_int(st, 0);
+	return rc;
+}
+
+/* The server that the lost link belonged to is gone, and its thread's number is somebody's again. */
+static void test_my_late_restart(void **state)
+{
+	struct db *db = *state, *cut, *others[20];
+	int64_t was, first = 0, threads[20];
+	char url[600];
+	int32_t id = 0;
+	pid_t pid;
+
+	if (!env_server_mine())
+		skip();
+	env_server_kill();
+	env_server_again();				/* its numbers begin again */
+	pid = env_proxy_start(PROXY_HOLD, url, sizeof url);
+	assert_int_equal(db_open(url, NULL, &cut, NULL, 0), DB_OK);
+	OK(db_run(cut, DB_READ, thread_fn, &was));
+	assert_int_equal(db_user_add(cut, "bob", "h", &id), DB_UNSURE);
+	env_server_kill();
+	env_server_again();
+	for (int i = 0; i < 20; i++) {
+		others[i] = env_open(NULL);
+		OK(db_run(others[i], DB_READ, thread_fn, &threads[i]));
+		first = first == 0 || threads[i] < first ? threads[i] : first;
+	}
+	assert_true(first <= was && was <= threads[19]);	/* one of them has its number */
+	assert_int_equal(db_user_add(cut, "bob", "h", &id), DB_OK);
+	for (int i = 0; i < 20; i++) {
+		int64_t now = 0;
+
+		OK(db_run(others[i], DB_READ, thread_fn, &now));
+		assert_int_equal(now, threads[i]);		/* the same link still */
+		db_close(others[i]);
+	}
+	db_close(cut);
+	env_proxy_stop(pid);
 }
 
 static void test_my_refused(void **state)
@@ -1509,7 +1603,8 @@ int main(void)
 	};
 	const struct CMUnitTest my[] = {
 		BOTH(MY), MY(test_my_restart), MY(test_my_frozen), MY(test_my_idle),
-		MY(test_my_deadlock), MY(test_my_unsure), MY(test_my_refused)
+		MY(test_my_deadlock), MY(test_my_unsure), MY(test_my_late_commit),
+		MY(test_my_late_restart), MY(test_my_refused)
 	};
 	int failed;
 
