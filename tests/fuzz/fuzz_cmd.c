@@ -825,6 +825,8 @@ struct client {
 	uint32_t last_n, cids;
 	uint32_t user;			/* as whom it logged in last */
 	bool above;			/* it sent a number above 10, so one may come back */
+	bool own;			/* what it said was all of the script's making */
+	bool asked, asked_ack, ack;	/* its last login, its session */
 	int nul, lf;			/* frames that ended so */
 };
 
@@ -846,6 +848,9 @@ static void saw_message(struct client *c, const struct json_val *root)
 		must(!c->classic && json_int(&v, &n) == JSON_OK);
 		must(n == c->last_n + 1);
 		c->last_n = (uint32_t)n;
+		must(c->ack || !c->own);
+	} else {
+		must(!c->ack || !c->own);
 	}
 	if (json_get(strict, root, "msg", &v) && v.type == JSON_STRING && v.len > 4 &&
 	    v.raw[1] == '#' && (k = (unsigned)strtoul(v.raw + 2, NULL, 10)) < ntracked)
@@ -856,6 +861,7 @@ static void saw_greeting(struct client *c, const struct json_val *root)
 {
 	struct json_val list, one, v;
 
+	c->ack = c->asked_ack && !c->classic;
 	if (json_get(strict, root, "id", &v))
 		c->user = (uint32_t)atoi(v.raw);
 	if (!json_get(strict, root, "offlinemsg", &list))
@@ -961,7 +967,8 @@ static void client_open(struct client *c)
 	c->fd = sv[0];
 	c->len = 0;
 	c->last_n = c->user = 0;
-	c->deaf = c->above = false;
+	c->deaf = c->above = c->asked = c->ack = false;
+	c->own = true;
 	frame_init(&c->scan);
 	conn_accept_fd(sv[1], c->classic);
 }
@@ -1159,6 +1166,7 @@ static void raw(struct client *c, struct script *s)
 	size_t len = end != NULL ? (size_t)(end - s->p) : s->left;
 
 	lossy = c->above = true;
+	c->own = false;
 	client_write(c, s->p, len);
 	s->p += len + (end != NULL);
 	s->left -= len + (end != NULL);
@@ -1216,6 +1224,10 @@ static struct client *run_op(struct client *c, uint8_t op, struct script *s)
 		c->deaf = !c->deaf;
 		break;
 	case 'L': case 'A':
+		if (c->asked && c->asked_ack != (op == 'A'))
+			c->own = false;		/* one of the two is refused: only the server knows */
+		c->asked = true;
+		c->asked_ack = op == 'A';
 		say(c, "{\"msgid\":1,\"id\":%u,\"password\":\"p\"%s}", digit(s),
 		    op == 'A' ? ",\"ack\":true" : "");
 		break;
