@@ -3,7 +3,9 @@
  */
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -1345,6 +1347,76 @@ static void test_my_frozen(void **state)
 	db_close(other);
 }
 
+struct streamer { struct db *db; atomic_int stored; int rc; };
+
+/* Stores numbered messages in batches until one fails. */
+static void *stream_main(void *arg)
+{
+	enum { N = 20 };
+	struct streamer *s = arg;
+	struct db_offline m[N];
+
+	s->rc = db_thread_init();
+	while (s->rc == DB_OK) {
+		unsigned at = (unsigned)atomic_load(&s->stored);
+
+		for (unsigned i = 0; i < N; i++)
+			offline_fill(&m[i], 1, at + i, "x");
+		s->rc = db_offline_add(s->db, m, N, 0);
+		if (s->rc == DB_OK)
+			atomic_fetch_add(&s->stored, N);
+	}
+	db_thread_end();
+	return NULL;
+}
+
+static void ascending_cb(void *arg, const struct db_message *m)
+{
+	int64_t *seen = arg;			/* the last number, and how many */
+	unsigned mid;
+
+	memcpy(&mid, m->mid, sizeof mid);
+	assert_true((int64_t)mid > seen[0]);
+	seen[0] = mid;
+	seen[1]++;
+}
+
+/* A batch that the server was frozen with is there before what was written later, or never. */
+static void test_my_frozen_write(void **state)
+{
+	struct db_options opt = { .io_ms = 1000, .connect_ms = 1000 };
+	struct db *db = *state;
+	struct db_offline newer;
+	struct timespec ts = { 0, 200 * 1000000 };
+
+	if (!env_server_mine())
+		skip();
+	for (int round = 0; round < 3; round++) {
+		struct streamer s = { .db = env_open(&opt), .stored = round * 1000000 };
+		int64_t seen[2] = { -1, 0 }, again[2] = { -1, 0 };
+		int stopped = 0;
+		pthread_t t;
+		bool more;
+
+		assert_int_equal(pthread_create(&t, NULL, stream_main, &s), 0);
+		while (atomic_load(&s.stored) < round * 1000000 + 100 + 20 * round)
+			sched_yield();
+		kill(env_server_pid(), SIGSTOP);
+		assert_int_equal(waitpid(env_server_pid(), &stopped, WUNTRACED), env_server_pid());
+		pthread_join(t, NULL);
+		kill(env_server_pid(), SIGCONT);
+		assert_true(s.rc == DB_DOWN || s.rc == DB_UNSURE);
+		offline_fill(&newer, 1, (unsigned)round * 1000000 + 999999, "newer");
+		assert_int_equal(db_offline_add(s.db, &newer, 1, 0), DB_OK);
+		OK(db_offline_load(db, 1, 0, 100000, SIZE_MAX, ascending_cb, seen, &more));
+		nanosleep(&ts, NULL);		/* for whoever is late */
+		OK(db_offline_load(db, 1, 0, 100000, SIZE_MAX, ascending_cb, again, &more));
+		assert_int_equal(seen[0], round * 1000000 + 999999);
+		assert_int_equal(seen[1], again[1]);
+		db_close(s.db);
+	}
+}
+
 /* An idle link that the server hung up is nothing that a caller should hear of. */
 static int timeout_fn(struct db *db, void *arg)
 {
@@ -1602,7 +1674,8 @@ int main(void)
 		LITE(test_lite_kill), LITE(test_lite_options)
 	};
 	const struct CMUnitTest my[] = {
-		BOTH(MY), MY(test_my_restart), MY(test_my_frozen), MY(test_my_idle),
+		BOTH(MY), MY(test_my_restart), MY(test_my_frozen), MY(test_my_frozen_write),
+		MY(test_my_idle),
 		MY(test_my_deadlock), MY(test_my_unsure), MY(test_my_late_commit),
 		MY(test_my_late_restart), MY(test_my_refused)
 	};
