@@ -258,6 +258,28 @@ static void test_back_pressure(void **state)
 	assert_int_equal(nheard, extra + 1);
 }
 
+/* There is room again while older packets wait: a new one may not slip in before them. */
+static void test_no_overtaking(void **state)
+{
+	uint32_t n = 0;
+
+	(void)state;
+	while (peer_backlog(1) < 1000000 && n < 20000)
+		assert_true(group(1, n++, 2000));
+	assert_true(peer_backlog(1) >= 1000000);
+	peer_read(inbox[1]);
+	for (int i = 0; i < 100; i++)
+		assert_true(group(1, n++, 2000));
+	for (int i = 0; i < 10000 && !peer_idle(); i++) {
+		peer_read(inbox[1]);
+		peer_flush();
+	}
+	peer_read(inbox[1]);
+	assert_int_equal(nheard, n);
+	for (uint32_t i = 0; i < n; i++)
+		assert_int_equal(heard[i].value, i);
+}
+
 /* ---- what is read ---- */
 
 static char packet[IPC_PACKET + 16] __attribute__((aligned(8)));
@@ -336,6 +358,7 @@ int main(void)
 		cmocka_unit_test_setup_teardown(test_to_all_that_live, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_too_long, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_back_pressure, set_up, tear_down),
+		cmocka_unit_test_setup_teardown(test_no_overtaking, set_up, tear_down),
 		cmocka_unit_test_setup_teardown(test_malformed, set_up, tear_down),
 	};
 
