@@ -8,6 +8,7 @@
 #   clang        every source compiles without a warning under clang, too
 #   unit[:KIND]  tests/unit/test_*.c, built as KIND (release, asan, tsan, cov, faults)
 #   fault        tests/fault/test_*.c and .py against the build with fault points
+#   chaos        short runs of the checker of confirmed delivery under kills
 #   corpus       the fuzz corpus through the fuzz targets, under the sanitizers
 #   int[:KIND]   tests/integration/test_*.py against the programs of KIND
 #   long         the tests marked "long" of tests/integration and tests/fault
@@ -150,6 +151,13 @@ stage() {
 			set -- "$@" -n 2 --dist loadfile
 		fi
 		py "integration $kind" "$kind" "$@" ;;
+	chaos)
+		# Short runs of make chaos; a failing one prints its seed.
+		build release all || return
+		build faults all || return
+		one "chaos sqlite" timeout 150 tests/fault/chaos.py --seconds 20 --store sqlite --build release
+		one "chaos mysql" timeout 150 tests/fault/chaos.py --seconds 20 --store mysql --build release
+		one "chaos fault points" timeout 150 tests/fault/chaos.py --seconds 20 --store sqlite --build faults ;;
 	long)
 		build release all || return
 		build faults all || return

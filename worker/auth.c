@@ -14,7 +14,7 @@
 #define BACKLOG_MS 2000		/* work that may wait */
 #define DEPTH_MIN 4
 #define DEPTH_MAX 4096
-#define FIRST_GUESS_MS 50	/* a hash, until one was measured */
+#define GUESS_KIB_MS 1000	/* KiB and passes that a hash gets through in a ms, until one was measured */
 #define NICE 10
 #define STEP_MS 3		/* between two looks for room in the host's budget */
 
@@ -242,6 +242,13 @@ static int start_thread(struct auth *a)
 	return rc;
 }
 
+static uint32_t guess_ms(const struct auth_setup *setup)
+{
+	uint64_t ms = (uint64_t)setup->memory_kib * setup->passes / GUESS_KIB_MS;
+
+	return ms < 1 ? 1 : ms > 60000 ? 60000 : (uint32_t)ms;
+}
+
 struct auth *auth_new(const struct auth_setup *setup)
 {
 	struct auth *a = calloc(1, sizeof *a);
@@ -253,7 +260,7 @@ struct auth *auth_new(const struct auth_setup *setup)
 		a->setup.budget = 1;
 	a->last = &a->first;
 	a->ready_last = &a->ready;
-	a->cost_ms = FIRST_GUESS_MS;
+	a->cost_ms = guess_ms(setup);
 	pthread_mutex_init(&a->lock, NULL);
 	pthread_cond_init(&a->more, NULL);
 	if (setup->busy != NULL)
@@ -302,8 +309,11 @@ void auth_free(struct auth *a)
 void auth_set_cost(struct auth *a, uint32_t memory_kib, uint32_t passes)
 {
 	pthread_mutex_lock(&a->lock);
-	a->setup.memory_kib = memory_kib;
-	a->setup.passes = passes;
+	if (memory_kib != a->setup.memory_kib || passes != a->setup.passes) {
+		a->setup.memory_kib = memory_kib;
+		a->setup.passes = passes;
+		a->cost_ms = guess_ms(&a->setup);
+	}
 	pthread_mutex_unlock(&a->lock);
 }
 

@@ -7,6 +7,7 @@
 #include "worker/worker.h"
 
 #include <errno.h>
+#include <poll.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdio.h>
@@ -36,6 +37,8 @@
 #define TICK_MS    1000
 #define LEAVE_MS   4			/* between two looks at who can move */
 #define PURGE_MS   30000
+#define START_MS   1500			/* for the first word of the store */
+#define START_STEP_MS 20
 #define RELEASE_MS 2000			/* a slot is given back at the latest, swept or not */
 
 struct listener { struct watch w; unsigned index; };
@@ -60,6 +63,7 @@ static uint64_t stop_at_ms, hard_at_ms, purge_at_ms;
 static int exit_code;
 static bool own_conf;
 static uint64_t commits_seen;
+static bool store_told_down;
 
 static void on_control(struct watch *w, uint32_t events);
 
@@ -448,6 +452,7 @@ static void on_store_state(void *arg, bool up, const char *why)
 			ask_for_keys();
 	} else {
 		COUNT(store_failures);
+		store_told_down = true;
 		log_error("the store is not available: %s", why != NULL ? why : "no reason known");
 	}
 }
@@ -598,6 +603,25 @@ static int open_auth(void)
 	return loop_watch(&auth_watch, EPOLLIN);
 }
 
+/*
+ * Whoever is let in expects its token: the store says what signs them, or that it is not there. A
+ * store that does neither is not waited for any longer than START_MS.
+ */
+static void wait_for_store(void)
+{
+	uint64_t until = clock_now_ms() + START_MS;
+	struct pollfd p = { .fd = store_fd(wk->store), .events = POLLIN };
+
+	ask_for_keys();
+	while (!wk->keys_ready && !store_told_down && clock_now_ms() < until) {
+		store_flush(wk->store);
+		(void)poll(&p, 1, START_STEP_MS);
+		clock_tick();
+		beat();
+		on_store(&store_watch, 0);
+	}
+}
+
 static int set_up(const struct worker_boot *boot)
 {
 	const struct loop_hooks hooks = { conn_event, turn_begin, turn_end };
@@ -640,7 +664,7 @@ int worker_run(const struct worker_boot *boot)
 	}
 	if (wk->gen > 1)
 		presence_recheck_later();
-	ask_for_keys();
+	wait_for_store();
 	timer_set(&tick, clock_ms() + TICK_MS, on_tick);
 	purge_at_ms = clock_ms() + PURGE_MS;
 	store_flush(wk->store);

@@ -1,4 +1,4 @@
-#!/usr/bin/env python3
+#!/usr/bin/python3
 """The proof of confirmed delivery: everything is killed under traffic, and the account must balance.
 
 People (`ack` sessions that keep the rules of "Confirmed delivery") send each other numbered messages,

@@ -189,7 +189,7 @@ def test_hung_worker_is_killed_and_replaced(make_daemon):
         alice.ping()
         assert ping.seconds < 0.5 * SCALE, "others are unaffected"
         assert watch.seconds < 6
-    assert watch.seconds > 0.8
+    assert watch.seconds > 0.6                  # the last beat may be a third of a second old
     daemon.wait_worker(1, old)
     bob.wait_closed(clean=False)
     assert daemon.log_contains(r"(?i)hang|hung|heartbeat")
