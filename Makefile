@@ -125,7 +125,7 @@ uninstall:	## remove what install put there; a configuration that was changed st
 # --- Tests ------------------------------------------------------------------------------------
 
 SUITE = CC='$(CC)' CI='$(CI)' MAKE='$(MAKE)' tests/run.sh
-STAGES ?= includes docs clang unit unit:asan corpus fault int int:asan
+STAGES ?= includes docs clang unit unit:asan corpus fault chaos int int:asan
 
 check: deps	## install what is missing, build, run every test; the last line is "N passed, N failed"
 	@$(SUITE) $(STAGES)
@@ -209,8 +209,8 @@ lint:	## cppcheck and clang-tidy
 	@tests/run-packages.sh lint
 	cppcheck -q -j 2 --std=c11 --enable=warning,performance,portability --inline-suppr \
 		--error-exitcode=1 -D_GNU_SOURCE -D'PARLEY_VERSION="0"' -I. $(wildcard $(LIB_SRC) $(MAINS))
-	@printf '%s\n' $(wildcard $(LIB_SRC) $(MAINS)) | xargs -P 2 -n 4 sh -c 'clang-tidy --quiet "$$@" -- \
-		-std=gnu11 $(ALL_CPPFLAGS) $(MYSQL_CFLAGS)' clang-tidy
+	@printf '%s\n' $(wildcard $(LIB_SRC) $(MAINS)) | xargs -P $$(nproc) -I{} clang-tidy --quiet {} -- \
+		-std=gnu11 $(ALL_CPPFLAGS) $(MYSQL_CFLAGS)
 
 valgrind:	## the unit tests under valgrind
 	@tests/run-packages.sh valgrind
