@@ -297,7 +297,7 @@ void conn_accept_from(int listen_fd, unsigned listener)
 void conn_want(struct conn *c)
 {
 	bool rd = c->state == CONN_LINGER || (c->state == CONN_OPEN && !c->blocked && !c->paused &&
-	    !c->eof && !c->leaving);
+	    !c->throttled && !c->eof && !c->leaving);
 	bool wr = (c->state == CONN_OPEN || c->state == CONN_DRAIN_OUT) &&
 	    c->r->wend > c->r->wsent;
 
@@ -507,7 +507,7 @@ void conn_parse(struct conn *c)
 	struct rec *r = c->r;
 	int frames = 0;
 
-	while (c->state == CONN_OPEN && !c->blocked && !c->paused && !c->leaving &&
+	while (c->state == CONN_OPEN && !c->blocked && !c->paused && !c->throttled && !c->leaving &&
 	    r->in_chunk != CHUNK_NONE) {
 		struct chunk *ch = chunk_at(wk->slot, r->in_chunk);
 		size_t start, end;
@@ -543,7 +543,8 @@ void conn_parse(struct conn *c)
 		r->rpos = ch->base + end;
 		cmd_frame(c, (char *)ch->data + start, end - start);
 	}
-	if (c->eof && c->state == CONN_OPEN && !c->blocked && !c->paused && !c->leaving)
+	if (c->eof && c->state == CONN_OPEN && !c->blocked && !c->paused && !c->throttled &&
+	    !c->leaving)
 		conn_finish(c, CLOSE_PEER);
 }
 
@@ -636,7 +637,10 @@ void conn_pause(struct conn *c)
 void conn_resume(struct conn *c)
 {
 	c->paused = false;
-	conn_unblock(c);
+	if (c->blocked)
+		conn_want(c);		/* what it waits for goes on */
+	else
+		conn_unblock(c);
 }
 
 void conn_event(uint32_t rec, uint32_t gen, uint32_t events)
@@ -655,7 +659,7 @@ void conn_event(uint32_t rec, uint32_t gen, uint32_t events)
 	} else if (c->state == CONN_DRAIN_OUT) {
 		if (events & (EPOLLERR | EPOLLHUP))
 			conn_close(c, CLOSE_IO);
-	} else if (!c->blocked && !c->paused && !c->eof && !c->leaving) {
+	} else if (!c->blocked && !c->paused && !c->throttled && !c->eof && !c->leaving) {
 		atomic_store_explicit(&wk->s->inflight, rec + 1, memory_order_relaxed);
 		conn_read(c);
 	} else if (events & (EPOLLERR | EPOLLHUP)) {

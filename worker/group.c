@@ -418,6 +418,7 @@ static void committed(struct store_job *j, void *arg)
 	}
 	uint32_t srec = m->srec, sgen = m->sgen;
 	msg_free(ref);
+	route_closed(srec, sgen);
 	route_lane_done(srec, sgen);
 }
 
@@ -444,6 +445,7 @@ void group_send(struct conn *c, uint32_t ref)
 	msg_at(ref)->srec = c->rec;
 	msg_at(ref)->sgen = c->gen;
 	c->nlanes++;			/* the session's end waits for it */
+	route_opened(c);
 	submit(ref);
 }
 

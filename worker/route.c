@@ -14,6 +14,7 @@
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/cmd.h"
+#include "worker/conn.h"
 #include "worker/move.h"
 #include "worker/peer.h"
 #include "worker/redo.h"
@@ -124,11 +125,31 @@ void route_lane_done(uint32_t srec, uint32_t sgen)
 		session_settle(c);
 }
 
+void route_opened(struct conn *c)
+{
+	if (++c->open >= SESSION_OPEN_MAX && !c->throttled) {
+		c->throttled = true;
+		conn_want(c);
+	}
+}
+
+void route_closed(uint32_t srec, uint32_t sgen)
+{
+	struct conn *c = conn_get(srec, sgen);
+
+	if (c == NULL || c->open == 0 || --c->open > SESSION_OPEN_MAX / 2 || !c->throttled)
+		return;
+	c->throttled = false;
+	if (c->state == CONN_OPEN && !c->blocked)
+		conn_unblock(c);
+}
+
 /* One entry of a lane is resolved. */
 static void lane_resolve(uint32_t srec, uint32_t sgen, uint32_t rcpt)
 {
 	struct lane **p = lane_place(srec, sgen, rcpt), *l = *p;
 
+	route_closed(srec, sgen);
 	if (l == NULL || --l->count > 0)
 		return;
 	*p = l->next;
@@ -373,6 +394,14 @@ static void lane_reroute(struct lane *l)
 
 /* ---- from here ---- */
 
+static void opened_by(uint32_t ref)
+{
+	struct conn *c = conn_get(msg_at(ref)->srec, msg_at(ref)->sgen);
+
+	if (c != NULL)
+		route_opened(c);
+}
+
 static void send_by_store(uint32_t ref)
 {
 	struct lane *l = lane_make(msg_at(ref), PATH_STORE);
@@ -383,6 +412,7 @@ static void send_by_store(uint32_t ref)
 		return;
 	}
 	l->count++;
+	opened_by(ref);
 	lane_to_store(l, ref);
 }
 
@@ -396,6 +426,7 @@ static void send_by_peer(uint32_t ref, const struct sess_ref *to)
 		return;
 	}
 	l->count++;
+	opened_by(ref);
 	l->slot = to->slot;
 	l->rrec = to->rec;
 	l->rgen = to->gen;
@@ -415,6 +446,7 @@ void route_send(struct conn *c, uint32_t ref)
 
 		if (l != NULL) {		/* follow what went before */
 			l->count++;
+			route_opened(c);
 			if (l->path == PATH_STORE)
 				lane_to_store(l, ref);
 			else if (!lane_to_peer(l, ref))

@@ -40,6 +40,9 @@ void route_store(uint32_t ref, void (*done)(struct store_job *, void *));
 void route_notice(uint32_t user);
 
 /* What the sender has unresolved, of any kind: +1 / -1 on its connection. */
+/* An unresolved message more, or one less: a sender with too many is not read for a while. */
+void route_opened(struct conn *c);
+void route_closed(uint32_t srec, uint32_t sgen);
 void route_lane_done(uint32_t srec, uint32_t sgen);
 
 /* End of turn: frees what was taken, diverts what waits too long. */

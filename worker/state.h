@@ -25,6 +25,7 @@
 #include "worker/timer.h"
 #include "worker/worker.h"
 
+#define SESSION_OPEN_MAX 4096u		/* unresolved messages of one sender */
 #define SCRATCH (2u << 20)		/* for frames that the server makes */
 
 struct login;
@@ -61,6 +62,8 @@ struct conn {
 	uint32_t storing;		/* messages for the session's user on their way to the store */
 	uint32_t deleting;		/* delete and cursor jobs in flight */
 	uint32_t nlanes;		/* lanes with something unresolved */
+	uint32_t open;			/* messages of this sender that are unresolved */
+	bool throttled;			/* too many of them: it is not read until half are resolved */
 	uint32_t held;			/* entries in the held list */
 	uint32_t held_bytes;
 	uint32_t gone;			/* chain of entries confirmed, but perhaps still seen by a read of the store */
