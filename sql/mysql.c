@@ -268,7 +268,7 @@ static int ghost_end(struct db *db, MYSQL *h)
 {
 	struct timespec pause = { 0, GHOST_LOOK_MS * 1000000L };
 	char sql[DB_LINK_NAME + 32];
-	int64_t thread, killed = 0;
+	int64_t thread = 0, killed = 0;
 
 	snprintf(sql, sizeof sql, "SELECT IS_USED_LOCK('%s')", db->ghost);
 	for (int ms = 0; ms < GHOST_MS; ms += GHOST_LOOK_MS) {
