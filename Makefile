@@ -192,6 +192,7 @@ fuzz:	## let libFuzzer look for new trouble for FUZZ_SECONDS (180) in all
 	@for f in $(FUZZ); do mkdir -p build/fuzz/corpus/$$f; \
 		build/fuzz/tests/$$f -max_total_time=$$(($(FUZZ_SECONDS) / $(words $(FUZZ)))) -timeout=5 \
 		-max_len=70000 -print_final_stats=1 -artifact_prefix=build/fuzz/$$f- \
+		$$(test ! -f tests/fuzz/$${f#fuzz_}.dict || echo -dict=tests/fuzz/$${f#fuzz_}.dict) \
 		build/fuzz/corpus/$$f tests/fuzz/corpus/$${f#fuzz_} || exit 1; done
 
 TEST_SRC := $(wildcard tests/*.c tests/*/*.c)
