@@ -129,7 +129,7 @@ int env_mysql_start(void **state)
 		(char[]){ "--no-defaults" }, data, (char[]){ "--user=root" },
 		(char[]){ "--auth-root-authentication-method=normal" },
 		(char[]){ "--skip-test-db" },
-		(char[]){ "--skip-name-resolve" },	/* a machine may not know its own name */
+		(char[]){ "--force" },		/* a machine may not know its own name */
 		NULL };
 	int out;
 

@@ -24,7 +24,7 @@ class MariaDB:
         user = ["--user=root"] if os.getuid() == 0 else []
         self.common = ["--no-defaults", "--datadir=" + os.path.join(self.dir, "data")] + user
         subprocess.run(["mariadb-install-db"] + self.common + [
-            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve",
+            "--auth-root-authentication-method=normal", "--skip-test-db", "--skip-name-resolve", "--force",
             "--innodb-log-file-size=8M", "--innodb-buffer-pool-size=16M"],
             check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         self.start()
