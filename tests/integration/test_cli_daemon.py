@@ -194,7 +194,7 @@ def test_d_says_when_it_did_not_come_up(make_daemon):
 def test_pid_file_in_the_foreground(make_daemon):
     daemon = make_daemon()
     # It says that the daemon is up; a worker may answer a moment before.
-    wait_until(lambda: os.path.exists(daemon.conf["pid_file"]), 5, "the pid file")
+    wait_until(lambda: os.path.exists(daemon.conf["pid_file"]) and os.path.getsize(daemon.conf["pid_file"]), 5)
     with open(daemon.conf["pid_file"]) as file:
         assert int(file.read()) == daemon.pid
     daemon.stop()
