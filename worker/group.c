@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "shm/fault.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/index.h"
@@ -410,7 +411,9 @@ static void committed(struct store_job *j, void *arg)
 		m->row = j->number;
 		msg_set_state(m, M_COMMITTED);
 		COUNT(group_in);
+		FAULT("group.commit.1");	/* committed, and nobody was told */
 		fan_out(m);
+		FAULT("group.commit.2");	/* everybody but its sender was */
 		route_tell(m, V_STORED);
 	} else {
 		route_tell(m, j->rc == STORE_GONE ? V_UNKNOWN : j->rc == STORE_DENIED ? V_DENIED :

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "shm/fault.h"
 #include "shm/sess.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
@@ -283,6 +284,7 @@ static void out_stored(struct store_job *j, void *arg)
 	}
 	if (j->rc == STORE_OK) {
 		COUNT(messages_stored);
+		FAULT("route.stored.1");	/* committed, and nobody was told */
 		route_notice(m->rcpt);	/* first: CHAT_ACK "stored" leaves after it */
 	}
 	route_tell(m, verdict_of(j->rc));

@@ -13,6 +13,7 @@
 
 #include <linux/sockios.h>
 
+#include "shm/fault.h"
 #include "shm/sess.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
@@ -291,6 +292,7 @@ static void write_held(struct conn *c, uint32_t ref)
 	m->n = c->r->ack ? ++c->r->sent_n : 0;
 	conn_put(c, msg_render(p, m, (enum proto_dialect)c->r->dialect, m->n, conn_term(c)));
 	m->wend = c->r->wend;
+	FAULT("session.write.1");	/* handed over, not confirmed */
 	COUNT(messages_out);
 	if (c->r->ack)
 		session_confirm_arm(c);

@@ -20,7 +20,7 @@ FOLDERS = ("shm", "worker", "master", "sql")
 ELSEWHERE = {
     "sess.compact": "test_shm.c", "sess.repair": "test_shm.c", "chunk.trim": "test_shm.c", "chunk.cut": "test_shm.c",
     "chunk.run": "test_shm.c", "chunk.unrun": "test_shm.c",
-    "rec.give": "test_shm.c", "sweep.copy": "test_sibling_dies_while_it_sweeps",
+    "group.commit": "test_worker_dies_around_a_group_commit", "rec.give": "test_shm.c", "sweep.copy": "test_sibling_dies_while_it_sweeps",
 }
 
 
@@ -104,6 +104,32 @@ def test_worker_dies_at(make_daemon, point, passes):
     wait_until(lambda: not set(acked[1]) - set(again.texts()), 15, "stored messages arrive", step=0.05)
     late = other if not other.eof else daemon.relogin(other.account, deadline=15)
     wait_until(lambda: not set(acked[0]) - set(distinct(other.chats() + late.chats())), 15, "live messages arrive", step=0.05)
+    daemon.ctl_ok("fsck")
+
+
+@pytest.mark.parametrize("point", ["group.commit.1", "group.commit.2"])
+def test_worker_dies_around_a_group_commit(make_daemon, point):
+    """Committed, and then nobody told, or all but the sender: each member has it once, in order."""
+    daemon = make_daemon(workers=2, env={"PARLEY_FAULT": point + "=kill:3:1"}, log_level="info")
+    member, speaker = daemon.online(slot=0), daemon.account()
+    room = daemon.group(member)
+    alice = daemon.login(speaker, slot=1)
+    alice.ok(ADD_GROUP, groupid=room)
+    alice.may_be_cut_off = True
+    texts = ["g%d" % number for number in range(6)]
+    for text in texts:
+        try:
+            alice.group_chat(room, text, cid=text)
+        except OSError:
+            break
+    wait_until(lambda: died(daemon), 10, "the worker dies")
+    again = daemon.relogin(speaker, deadline=15)
+    for text in texts:                          # all that is open, in order: it may have been taken
+        again.group_chat(room, text, cid=text)
+        assert again.expect(CHAT_ACK, 10, cid=text)["errno"] == 0
+    member.wait(lambda c: len(c.texts()) >= len(texts), 10, "all of it")
+    member.ping()
+    assert member.texts() == texts
     daemon.ctl_ok("fsck")
 
 
