@@ -26,10 +26,14 @@ def test_processes_say_what_they_are(daemon):
 
 
 def test_threads_do_not_bear_the_workers_name(daemon):
-    for slot, pid in daemon.workers.items():
-        for task in os.listdir("/proc/%d/task" % pid):
-            name = proc_text(pid, "task/%s/comm" % task).strip()
-            assert int(task) == pid or not re.fullmatch(r"parleyd-w\d+", name), name
+    """A thread is named right after it was made."""
+    def names(pid):
+        return [(int(task), proc_text(pid, "task/%s/comm" % task).strip())
+                for task in os.listdir("/proc/%d/task" % pid)]
+
+    for pid in daemon.workers.values():
+        wait_until(lambda: not [n for task, n in names(pid) if task != pid and re.fullmatch(r"parleyd-w\d+", n)],
+                   2, "its threads have names of their own")
 
 
 def test_every_worker_gets_connections(daemon):
