@@ -444,7 +444,8 @@ class Daemon:
         return self.login(self.account(name), slot, **kw)
 
     def relogin(self, account, deadline=5, **kw):
-        """Logs in as soon as the daemon lets the user in (its old session may still be closing)."""
+        """Logs in as soon as the daemon lets the user in (its old session may still be closing, its
+        passwords may still be queued for their hash)."""
         def attempt():
             client = None
             try:
@@ -456,7 +457,7 @@ class Daemon:
                 client.ack, client.account = reply, account
                 client.id, client.name = reply["id"], reply["name"]
                 return client
-            assert reply is None or reply["errno"] in (ELSEWHERE, UNAVAILABLE), reply
+            assert reply is None or reply["errno"] in (ELSEWHERE, UNAVAILABLE, TOO_FAST), reply
             if client is not None:
                 client.close()
                 self.clients.remove(client)
