@@ -14,9 +14,11 @@
 
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cluster.h"
 #include "worker/cmd.h"
 #include "worker/group.h"
 #include "worker/ipc.h"
+#include "worker/link.h"
 #include "worker/presence.h"
 #include "worker/route.h"
 #include "worker/session.h"
@@ -207,6 +209,12 @@ void peer_flush(void)
 
 /* ---- reading ---- */
 
+static void on_look(const struct item *it)
+{
+	(void)it;
+	cluster_look_again();
+}
+
 static const struct {
 	size_t min;
 	void (*run)(const struct item *it);
@@ -219,6 +227,8 @@ static const struct {
 	[IT_DISSOLVED] = { sizeof(struct item_dissolved), group_on_dissolved },
 	[IT_PRESENCE] = { sizeof(struct item_presence), presence_on_item },
 	[IT_FORGET] = { sizeof(struct item_forget), cmd_on_forget },
+	[IT_LINK] = { sizeof(struct item_link) + sizeof(struct item), link_on_item },
+	[IT_LOOK] = { sizeof(struct item_look), on_look },
 	[IT_END] = { sizeof(struct item_end), session_on_end },
 };
 

@@ -30,6 +30,8 @@ enum item_type {
 	IT_PRESENCE,		/* somebody came or went */
 	IT_END,			/* end that session */
 	IT_FORGET,		/* an account was deleted */
+	IT_LINK,		/* an item of another host is for you (link.h) */
+	IT_LOOK,		/* something from other hosts may be lost: look into the store */
 	IT_NTYPES
 };
 
@@ -49,6 +51,8 @@ struct item_group {			/* the body follows, unless it was too long for a packet *
 struct item_dissolved { struct item head; uint32_t group; };
 struct item_presence { struct item head; uint32_t user, online; };	/* user 0: look at all */
 struct item_forget { struct item head; uint32_t user; };
+struct item_link { struct item head; uint64_t from, from_epoch; };	/* key and life of the host; the item follows */
+struct item_look { struct item head; };
 struct item_end { struct item head; uint32_t user, rrec, rgen; char reason[16]; };
 
 int peer_init(void);

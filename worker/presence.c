@@ -212,6 +212,16 @@ void presence_on_item(const struct item *it)
 		note(p->user, p->online != 0);
 }
 
+void presence_on_far(struct host *from, const struct item *it)
+{
+	(void)from;
+	(void)it;
+}
+
+void presence_hosts_changed(void)
+{
+}
+
 static void tell(struct conn *c, uint32_t user, bool online)
 {
 	struct json_out w;

@@ -14,6 +14,7 @@
 
 #include "worker/state.h"
 
+struct host;
 struct item;
 
 /* The friends of a session, as ids in its lists chunk. */
@@ -34,6 +35,10 @@ void presence_left(uint32_t user);
  */
 void presence_recheck_later(void);
 void presence_on_item(const struct item *it);
+/* Somebody came or went on another host. */
+void presence_on_far(struct host *from, const struct item *it);
+/* A host's life is over, or what was missed is unknown: after the delay all watched users are asked for again. */
+void presence_hosts_changed(void);
 /* End of turn: the PRESENCE frames. */
 void presence_turn_end(void);
 

@@ -714,3 +714,29 @@ void route_on_notice(const struct item *it)
 	else
 		route_notice(n->user);		/* moved, or another session by now; nobody: fine */
 }
+
+/* ---- other hosts ---- */
+
+void route_on_far_deliver(struct host *from, const struct item *it)
+{
+	(void)from;
+	(void)it;
+}
+
+void route_on_far_verdict(struct host *from, const struct item *it)
+{
+	(void)from;
+	(void)it;
+}
+
+void route_on_far_refused(struct host *from, const struct item *it)
+{
+	(void)from;
+	(void)it;
+}
+
+void route_host_gone(struct host *h, uint64_t epoch)
+{
+	(void)h;
+	(void)epoch;
+}

@@ -19,6 +19,7 @@
 #include "worker/msg.h"
 #include "worker/state.h"
 
+struct host;
 struct item;
 struct store_job;
 
@@ -51,6 +52,13 @@ void route_poll(void);
 bool route_idle(void);
 /* Stop waiting for other workers: everything unresolved goes to the store now. */
 void route_divert_all(void);
+
+/* Of other hosts (link.h). */
+void route_on_far_deliver(struct host *from, const struct item *it);
+void route_on_far_verdict(struct host *from, const struct item *it);
+void route_on_far_refused(struct host *from, const struct item *it);
+/* A host's life is over, or the connection to Redis: what waits there goes another way. NULL: all. */
+void route_host_gone(struct host *h, uint64_t epoch);
 
 void route_on_deliver(const struct item *it);
 void route_on_verdict(const struct item *it);

@@ -1,0 +1,44 @@
+/*
+ * cluster.h - this host as one of several: who leads, what happens when Redis comes and goes.
+ *
+ * Scope   the conductor of bus, hosts, link, claim and call; without conf.redis all of it is idle, and every
+ *         function here says so at once.
+ * Lead    the lowest slot with a serving worker reads the host's channel and writes its registry entry.
+ *         When it dies the next one notices within a tick, or is told by the master's respawn.
+ * Order   when the connection to Redis is back: subscribe; claim the users of this worker again; send the
+ *         notices that were kept; read the store for its own sessions; then new traffic.
+ */
+#ifndef PARLEY_CLUSTER_H
+#define PARLEY_CLUSTER_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "worker/base/conf.h"
+
+int cluster_init(void);
+bool cluster_on(void);			/* configured */
+bool cluster_up(void);			/* and Redis answers */
+bool cluster_leads(void);		/* this worker reads the channel */
+/* Messages to this host may have been lost: every session of the host looks into the store (all workers). */
+void cluster_missed(void);
+/* The same on this worker alone: a sibling said so. */
+void cluster_look_again(void);
+void cluster_turn_end(void);
+/* The worker ends in order. */
+void cluster_stop(void);
+
+/*
+ * Draining: the host takes no more logins, is left out of nginx's upstream, and its sessions are sent
+ * away ("moved") over drain_seconds. The state is in the segment, so that it outlives workers.
+ */
+void cluster_drain(bool on);
+bool cluster_draining(void);
+
+/*
+ * In the child that prepares the store, before any worker: is another host with our id alive? 0, or
+ * WORKER_CONFIG with the reason logged. Redis that does not answer is a warning.
+ */
+int cluster_check_start(const struct conf *conf, const char *host_id);
+
+#endif
