@@ -1,6 +1,8 @@
 /* claim.c - who serves whom, in Redis. */
 #include "worker/claim.h"
 
+#include <stddef.h>
+
 void claim_take(uint32_t user, uint32_t rec, uint32_t gen, const struct claim_owner *over,
     claim_fn *done)
 {
