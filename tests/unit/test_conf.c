@@ -114,6 +114,14 @@ static void defaults(void **state)
 	assert_int_equal(c.pool_wait_ms, 5000);
 	assert_int_equal(c.store_timeout_seconds, 5);
 	assert_true(c.sqlite_full);
+	assert_string_equal(c.redis_password_file, "");
+	assert_string_equal(c.cluster, "parley");
+	assert_string_equal(c.advertise, "");
+	assert_int_equal(c.weight, 1);
+	assert_int_equal(c.heartbeat_ms, 2000);
+	assert_int_equal(c.host_timeout_ms, 8000);
+	assert_int_equal(c.redis_timeout_ms, 2000);
+	assert_int_equal(c.drain_seconds, 30);
 	conf_free(&c);
 }
 
@@ -128,7 +136,7 @@ static void every_key_is_documented(void **state)
 		assert_non_null(k->dflt);
 		assert_non_null(k->unit);
 	}
-	assert_int_equal(n, 51);
+	assert_int_equal(n, 59);
 }
 
 static void lines_and_quotes(void **state)
@@ -221,6 +229,9 @@ static const struct { const char *text; int line; const char *why; } wrong[] = {
 	{ "redis = h", 1, "a port is missing" }, { "redis = redis://h/x", 1, "is a number" },
 	{ "redis = sentinel://a:1,b:2", 1, "name is missing" },
 	{ "redis = sentinel://a:1,:2/m", 1, "host" }, { "redis = rediss://h", 1, "TLS" },
+	{ "cluster = \"\"", 1, "1 to 32" }, { "cluster = a:b", 1, "letters" },
+	{ "advertise = h", 1, "a port is missing" }, { "advertise = a b:1", 1, "HOST:PORT" },
+	{ "weight = 0", 1, "from 1 to 1000" }, { "heartbeat_ms = 49", 1, "from 50" },
 	{ "listen = foo:1", 1, "a numeric address" }, { "listen = 127.0.0.1", 1, "ADDRESS:PORT" },
 	{ "listen = 127.0.0.1:0", 1, "the port" }, { "listen = 127.0.0.1:65536", 1, "the port" },
 	{ "listen = 127.0.0.1:6x", 1, "the port" }, { "listen = ::1:6000", 1, "brackets" },
@@ -366,6 +377,7 @@ static void combinations(void **state)
 	char text[200];
 
 	(void)state;
+	bad_together("heartbeat_ms = 5000\n", "host_timeout_ms: 8000 is less than twice heartbeat_ms");
 	bad_together("workers = 5\nmax_workers = 4\n", "workers: 5 is more than max_workers, 4");
 	bad_together("pool_init = 5\npool_max = 4\n", "pool_init: 5 is more than pool_max, 4");
 	bad_together("max_sessions = 100\nmax_connections = 101\n", "max_connections: 101");
@@ -447,7 +459,8 @@ static void reload(void **state)
 
 static void which_keys_can_be_reloaded(void **state)
 {
-	static const char fixed[] = " listen store store_password_file redis control pid_file "
+	static const char fixed[] = " listen store store_password_file redis redis_password_file cluster "
+	    "control pid_file "
 	    "state_dir host_id user group max_workers max_sessions memory_limit max_frame log "
 	    "hash_threads pool_init pool_max pool_idle_seconds pool_wait_ms sqlite_synchronous ";
 	const struct conf_key *k;

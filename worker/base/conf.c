@@ -48,7 +48,7 @@ struct key {
 	const char *words[5];
 };
 
-static check_fn check_log, check_host_id, check_name, check_dir, check_control;
+static check_fn check_log, check_host_id, check_cluster, check_name, check_dir, check_control;
 
 #define AT(f) offsetof(struct conf, f)
 #define DOC(n, d, u, fl, h) .doc = { n, d, u, h, ((fl) & RELOAD) != 0 }, .flags = (fl)
@@ -80,9 +80,6 @@ static const struct key keys[] = {
 	    "mysql://user:password@host:port/database."),
 	TEXT(store_password_file, "", 0, NULL,
 	    "A file whose first line is the store's password, where the URL has none."),
-	TEXT(redis, "", SECRET, conf_redis_check,
-	    "The Redis that joins several hosts: redis://:password@host:port/db, host:port, "
-	    "sentinel://host:port,.../name or a path. Empty: this host is alone."),
 	TEXT(control, "STATE_DIR/parleyd.sock", AUTO, check_control,
 	    "The unix socket that parleyctl talks to."),
 	TEXT(pid_file, "", 0, NULL,
@@ -175,7 +172,28 @@ static const struct key keys[] = {
 	    "Time for connecting to the store, for a read and for a write."),
 	WORDS(sqlite_synchronous, sqlite_full, KEY_FLAG, "full", 0,
 	    "full keeps every commit through a power failure; normal may lose the last ones.",
-	    "normal", "full")
+	    "normal", "full"),
+	TEXT(redis, "", SECRET, conf_redis_check,
+	    "The Redis that joins several hosts: redis://user:password@host:port/db, host:port, "
+	    "sentinel://:password@host:port,host:port;name or a path. Empty: this host is alone."),
+	TEXT(redis_password_file, "", 0, NULL,
+	    "A file whose first line is the password of Redis, where the URL has none."),
+	TEXT(cluster, "parley", 0, check_cluster,
+	    "What names in Redis begin with; hosts with the same one are one cluster. Letters, digits, "
+	    "_ . and -, at most 32."),
+	TEXT(advertise, "", RELOAD, conf_advertise_check,
+	    "HOST:PORT that clients and nginx reach this host at. Empty: its first TCP listener, unless "
+	    "that is every address."),
+	COUNT(weight, "1", 1, 1000, RELOAD,
+	    "The share of connections that this host gets, beside those of the others."),
+	TIME(heartbeat_ms, heartbeat_ms, "2000", 50, 60000, "ms", 1, 1, RELOAD,
+	    "How often a host says in Redis that it lives, and reads who else does."),
+	TIME(host_timeout_ms, host_timeout_ms, "8000", 100, 3600000, "ms", 1, 1, RELOAD,
+	    "A host that said nothing for that long is gone; at least twice heartbeat_ms."),
+	TIME(redis_timeout_ms, redis_timeout_ms, "2000", 50, 60000, "ms", 1, 1, RELOAD,
+	    "Time for connecting to Redis, and for its answer to a command."),
+	TIME(drain_seconds, drain_seconds, "30", 0, 86400, "s", 1000, 1000, RELOAD,
+	    "The clients of a host that is drained are sent away over that time.")
 };
 
 #define NKEYS (sizeof keys / sizeof *keys)
@@ -258,14 +276,26 @@ static const char *check_log(const char *s)
 	return "stderr, syslog or a path (with a / in it) is needed";
 }
 
-static const char *check_host_id(const char *s)
+static bool is_word(const char *s)
 {
 	static const char allowed[] =
 	    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
 
+	return s[strspn(s, allowed)] == '\0';
+}
+
+static const char *check_host_id(const char *s)
+{
 	if (strlen(s) > 64)
 		return "at most 64 characters";
-	return s[strspn(s, allowed)] == '\0' ? NULL : "only letters, digits, _ . and - are allowed";
+	return is_word(s) ? NULL : "only letters, digits, _ . and - are allowed";
+}
+
+static const char *check_cluster(const char *s)
+{
+	if (s[0] == '\0' || strlen(s) > 32)
+		return "1 to 32 characters";
+	return is_word(s) ? NULL : "only letters, digits, _ . and - are allowed";
 }
 
 static const char *check_name(const char *s)
@@ -777,6 +807,9 @@ int conf_finish(struct conf *c, conf_error_fn *tell, void *arg)
 	if (c->max_connections > c->max_sessions)
 		complain(&src, "max_connections: %u is more than max_sessions, %u",
 		    c->max_connections, c->max_sessions);
+	if (c->host_timeout_ms < 2 * c->heartbeat_ms)
+		complain(&src, "host_timeout_ms: %u is less than twice heartbeat_ms, %u",
+		    c->host_timeout_ms, c->heartbeat_ms);
 	if (c->output_limit < 4 * c->max_frame)
 		complain(&src, "output_limit: %u is less than 4 times max_frame, %u",
 		    c->output_limit, 4 * c->max_frame);

@@ -38,7 +38,6 @@ struct conf {
 	bool listen_overridden;		/* private to conf.c: the command line has said it */
 	char *store;			/* sqlite:PATH | mysql://...; default sqlite:<state_dir>/parley.db */
 	char *store_password_file;	/* "" = none; first line, used where the URL has no password */
-	char *redis;			/* "" = no cluster */
 	char *control;			/* admin socket; default <state_dir>/parleyd.sock */
 	char *pid_file;			/* "" = none (with -d: <state_dir>/parleyd.pid) */
 	char *state_dir;		/* default /var/lib/parley; host id, lock, keys */
@@ -97,6 +96,17 @@ struct conf {
 	uint32_t pool_wait_ms;		/* 5000: a job that waited longer fails */
 	uint32_t store_timeout_seconds;	/* connect, read, write; 5 */
 	bool sqlite_full;		/* sqlite_synchronous = full (default) | normal */
+
+	/* cluster */
+	char *redis;			/* "" = no cluster; redis_url.h reads it */
+	char *redis_password_file;	/* "" = none; first line, used where the URL has no password */
+	char *cluster;			/* what names in Redis begin with; [A-Za-z0-9_.-]{1,32}; parley */
+	char *advertise;		/* what clients and nginx connect to; "" = the first TCP listener */
+	uint32_t weight;		/* among the hosts, 1..1000; 1 */
+	uint32_t heartbeat_ms;		/* 2000 */
+	uint32_t host_timeout_ms;	/* 8000; at least 2 * heartbeat_ms */
+	uint32_t redis_timeout_ms;	/* connecting, and the oldest command without an answer; 2000 */
+	uint32_t drain_seconds;		/* 30: clients of a draining host are sent away over that time */
 };
 
 /* FILE may be NULL (command line: LINE is 0 then, KEY names the override). */

@@ -5,6 +5,8 @@
 #include <string.h>
 #include <sys/un.h>
 
+#include "worker/base/redis_url.h"
+
 #define OUT_OF_MEMORY "out of memory"
 
 static bool begins(const char *s, const char *with)
@@ -164,26 +166,51 @@ bool conf_listen_same(const struct conf_listen *a, const struct conf_listen *b)
 	return a->port == b->port && strcmp(a->host, b->host) == 0;
 }
 
-/* host, host:port, [v6] or [v6]:port in [s, end). Is the host allowed to be left out? */
-static const char *check_host_port(const char *s, const char *end, bool may_lack, bool need_port)
+const char *conf_host_port_read(const char *s, const char *end, int flags, char *host, size_t cap,
+    uint16_t *port_r)
 {
 	const char *colon = memrchr(s, ':', (size_t)(end - s)), *host_end;
+	unsigned port;
 
 	if (s < end && *s == '[') {
+		s++;
 		host_end = memchr(s, ']', (size_t)(end - s));
-		if (host_end == NULL || (++host_end < end && *host_end != ':'))
+		if (host_end == NULL || (host_end + 1 < end && host_end[1] != ':'))
 			return "an IPv6 host is written [address] or [address]:port";
-		colon = host_end < end ? host_end : NULL;
+		colon = host_end + 1 < end ? host_end + 1 : NULL;
 	} else {
 		host_end = colon != NULL ? colon : end;
 		if (memchr(s, ':', (size_t)(host_end - s)) != NULL)
 			return "an IPv6 host goes in brackets";
 	}
-	if (host_end == s && !may_lack)
+	if (host_end == s && (flags & CONF_HOST_MAY_LACK) == 0)
 		return "a host is missing";
+	if ((size_t)(host_end - s) >= cap)
+		return "the host's name is too long";
+	memcpy(host, s, (size_t)(host_end - s));
+	host[host_end - s] = '\0';
 	if (colon == NULL)
-		return need_port ? "a port is missing" : NULL;
-	return read_port(colon + 1, end) != 0 ? NULL : "the port is a number from 1 to 65535";
+		return (flags & CONF_PORT_NEEDED) != 0 ? "a port is missing" : NULL;
+	port = read_port(colon + 1, end);
+	if (port == 0)
+		return "the port is a number from 1 to 65535";
+	*port_r = (uint16_t)port;
+	return NULL;
+}
+
+const char *conf_advertise_check(const char *text)
+{
+	char host[128];
+	uint16_t port = 0;
+
+	if (text[0] == '\0')
+		return NULL;
+	if (strlen(text) > 127)
+		return "at most 127 characters";
+	if (strpbrk(text, " \t/@,;\"\\") != NULL)
+		return "HOST:PORT is needed";
+	return conf_host_port_read(text, text + strlen(text), CONF_PORT_NEEDED, host, sizeof host,
+	    &port);
 }
 
 const char *conf_store_check(const char *url)
@@ -191,6 +218,8 @@ const char *conf_store_check(const char *url)
 	static const char usage[] =
 	    "a store is sqlite:PATH or mysql://user:password@host:port/database";
 	const char *end, *slash, *at;
+	char host[1024];
+	uint16_t port;
 
 	if (begins(url, "sqlite:")) {
 		if (url[7] == '\0')
@@ -209,50 +238,14 @@ const char *conf_store_check(const char *url)
 		return "a user is missing: mysql://user:password@host:port/database";
 	if (*end == '?' && !begins(end, "?socket="))
 		return "only ?socket=PATH may follow the database";
-	return check_host_port(at + 1, slash, true, false);
-}
-
-static const char *check_sentinel(const char *s)
-{
-	const char *name = strrchr(s, '/'), *end, *why = NULL;
-	const char *at = strrchr(s, '@');
-
-	if (name == NULL || name[1] == '\0')
-		return "the master's name is missing: sentinel://host:port,host:port/name";
-	if (at != NULL && at < name)
-		s = at + 1;
-	for (; why == NULL && s <= name; s = end + 1) {
-		end = s + strcspn(s, ",/");
-		why = check_host_port(s, end, false, false);
-	}
-	return why;
+	return conf_host_port_read(at + 1, slash, CONF_HOST_MAY_LACK, host, sizeof host, &port);
 }
 
 const char *conf_redis_check(const char *url)
 {
-	const char *end, *at;
+	struct redis_url u;
+	const char *why = url[0] != '\0' ? redis_url_read(&u, url) : NULL;
 
-	if (url[0] == '\0')
-		return NULL;
-	if (url[0] == '/' || begins(url, "./"))
-		return conf_socket_check(url);
-	if (begins(url, "unix:"))
-		return conf_socket_check(url + (begins(url, "unix://") ? 7 : 5));
-	if (begins(url, "sentinel://"))
-		return check_sentinel(url + strlen("sentinel://"));
-	if (begins(url, "rediss://"))
-		return "TLS to Redis is not supported";
-	if (!begins(url, "redis://"))
-		return strstr(url, "://") != NULL || strchr(url, '/') != NULL ?
-		    "redis is redis://:password@host:port/db, host:port, sentinel://... or a path" :
-		    check_host_port(url, url + strlen(url), false, true);
-	url += strlen("redis://");
-	at = strrchr(url, '@');
-	if (at != NULL && memchr(url, ':', (size_t)(at - url)) == NULL)
-		return "a password stands behind a colon: redis://:password@host";
-	url = at != NULL ? at + 1 : url;
-	end = url + strcspn(url, "/");
-	if (*end == '/' && end[1] != '\0' && end[1 + strspn(end + 1, "0123456789")] != '\0')
-		return "the database of Redis is a number";
-	return check_host_port(url, end, false, false);
+	explicit_bzero(&u, sizeof u);
+	return why;
 }

@@ -23,9 +23,17 @@ bool conf_listen_same(const struct conf_listen *a, const struct conf_listen *b);
 
 /* sqlite:PATH, or mysql://user[:password]@[host][:port]/database[?socket=PATH]. */
 const char *conf_store_check(const char *url);
-/* "", redis://[[user]:password@]host[:port][/db], host:port, sentinel://host:port,.../name,
- * or a path. */
+/* "", or what redis_url.h reads. */
 const char *conf_redis_check(const char *url);
+/* "" or HOST:PORT, a name or an address, as others are to write it. */
+const char *conf_advertise_check(const char *text);
+/*
+ * host, host:port, [v6] or [v6]:port in [s, end): the host without brackets into HOST of CAP bytes,
+ * the port into *PORT_R, which is left alone where there is none and none is needed.
+ */
+enum { CONF_HOST_MAY_LACK = 1, CONF_PORT_NEEDED = 2 };
+const char *conf_host_port_read(const char *s, const char *end, int flags, char *host, size_t cap,
+    uint16_t *port_r);
 /* A path that fits a unix socket's address. */
 const char *conf_socket_check(const char *path);
 
