@@ -22,6 +22,7 @@
 #include "worker/addrs.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/base/proxyhdr.h"
 #include "worker/cmd.h"
 #include "worker/loop.h"
 #include "worker/session.h"
@@ -135,7 +136,7 @@ const char *conn_why(enum close_why why)
 		[CLOSE_PROTO] = "no frame", [CLOSE_SLOW] = "reads too slowly",
 		[CLOSE_IDLE] = "idle", [CLOSE_LOGIN] = "no login in time",
 		[CLOSE_ENDED] = "session ended", [CLOSE_MEMORY] = "session memory used up",
-		[CLOSE_STOP] = "worker stops",
+		[CLOSE_STOP] = "worker stops", [CLOSE_FULL] = "too many from its address",
 	};
 
 	return text[why];
@@ -205,17 +206,24 @@ static uint32_t host_connections(void)
 	return sum;
 }
 
-/* A refusal that a person can read: errno 9 in an ERROR, as far as the socket takes it at once. */
+#define FROM_ADDRESS "too many connections from your address"
+
+/* A refusal that a person can read: errno 9 in an ERROR. Empty for who knows no ERROR. */
+static size_t refusal(enum proto_dialect d, const char *why, char *text, size_t cap)
+{
+	COUNT(refused);
+	return d != DIALECT_PLAIN ? 0 : (size_t)snprintf(text, cap,
+	    "{\"msgid\":29,\"errno\":9,\"errmsg\":\"%s\",\"retry_ms\":5000}\n", why);
+}
+
+/* Told as far as the socket takes it at once. */
 static void refuse(int fd, enum proto_dialect d, const char *why)
 {
 	char text[200];
+	size_t n = refusal(d, why, text, sizeof text);
 
-	COUNT(refused);
-	if (d == DIALECT_PLAIN) {
-		int n = snprintf(text, sizeof text,
-		    "{\"msgid\":29,\"errno\":9,\"errmsg\":\"%s\",\"retry_ms\":5000}\n", why);
-		(void)!send(fd, text, (size_t)n, MSG_NOSIGNAL | MSG_DONTWAIT);
-	}
+	if (n > 0)
+		(void)!send(fd, text, n, MSG_NOSIGNAL | MSG_DONTWAIT);
 	close(fd);
 }
 
@@ -243,10 +251,12 @@ void conn_accept_fd(int fd, unsigned listener)
 	}
 	if (getpeername(fd, (struct sockaddr *)&ss, &len) == 0)
 		fill_address(c->r, &ss);
-	if (!addrs_enter(c->r, wk->conf.max_connections_address)) {
+	if (wk->conf.listen[listener].proxy) {
+		c->r->flags |= REC_HEADER;	/* whose address counts is in there */
+	} else if (!addrs_enter(c->r, wk->conf.max_connections_address)) {
 		conn_release(c);
 		rec_free(rec, wk->slot);
-		refuse(fd, d, "too many connections from your address");
+		refuse(fd, d, FROM_ADDRESS);
 		return;
 	}
 	c->r->heap = c->ix;
@@ -502,11 +512,81 @@ char conn_term(const struct conn *c)
 	return c->r->term == 1 ? '\0' : '\n';
 }
 
+/* ---- what a proxy says of its client ---- */
+
+static void bad_header(const struct conn *c, const char *why)
+{
+	static uint64_t said_ms, unsaid;
+
+	COUNT(bad_frames);
+	if (clock_ms() - said_ms < 1000) {
+		unsaid++;
+		return;
+	}
+	log_warn("conn %s: no PROXY header: %s (%llu more since the last such line)", conn_peer(c),
+	    why, (unsigned long long)unsaid);
+	said_ms = clock_ms();
+	unsaid = 0;
+}
+
+/* From here on the connection is the client's: its address counts, its frames come. */
+static bool enter_client(struct conn *c, const struct proxyhdr *h)
+{
+	struct rec *r = c->r;
+	char text[200];
+
+	if (h->known) {
+		memcpy(r->addr, h->addr, sizeof r->addr);
+		r->port = h->port != 0 ? h->port : 1;	/* a record's port 0 is a unix socket */
+	}
+	r->rpos += h->len;
+	c->scan.pos = c->scan.start = (uint32_t)(r->rpos - chunk_at(wk->slot, r->in_chunk)->base);
+	r->flags &= (uint8_t)~REC_HEADER;
+	if (addrs_enter(r, wk->conf.max_connections_address))
+		return true;
+	size_t n = refusal((enum proto_dialect)r->dialect, FROM_ADDRESS, text, sizeof text);
+	if (n > 0)
+		conn_write(c, text, n);
+	conn_finish(c, CLOSE_FULL);
+	return false;
+}
+
+/*
+ * A connection of a proxy listener before its first frame. False: the header is not complete, or
+ * the connection is at its end. What there is of it lies in the input chunk, and the flag in the
+ * record, so that a move in the middle is like any other.
+ */
+static bool read_header(struct conn *c)
+{
+	struct rec *r = c->r;
+	size_t have = (size_t)(r->rend - r->rpos);
+	enum proxyhdr_rc rc = PROXYHDR_MORE;
+	const char *why = "it ends too early";
+	struct proxyhdr h;
+
+	if (c->state != CONN_OPEN || c->leaving || c->paused)
+		return false;
+	if (have > 0) {
+		struct chunk *ch = chunk_at(wk->slot, r->in_chunk);
+		rc = proxyhdr_read(ch->data + (r->rpos - ch->base), have, &h, &why);
+	}
+	if (rc == PROXYHDR_OK)
+		return enter_client(c, &h);
+	if (rc == PROXYHDR_BAD || c->eof) {
+		if (have > 0)			/* else somebody only looked whether we are there */
+			bad_header(c, why);
+		conn_close(c, rc == PROXYHDR_BAD ? CLOSE_PROTO : CLOSE_PEER);
+	}
+	return false;
+}
+
 void conn_parse(struct conn *c)
 {
 	struct rec *r = c->r;
 	int frames = 0;
 
+	if ((r->flags & REC_HEADER) && !read_header(c))
+		return;
 	while (c->state == CONN_OPEN && !c->blocked && !c->paused && !c->throttled && !c->leaving &&
 	    r->in_chunk != CHUNK_NONE) {
 		struct chunk *ch = chunk_at(wk->slot, r->in_chunk);

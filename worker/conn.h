@@ -26,7 +26,8 @@ enum close_why {
 	CLOSE_LOGIN,		/* login_seconds passed */
 	CLOSE_ENDED,		/* SESSION_END was sent */
 	CLOSE_MEMORY,		/* session memory used up */
-	CLOSE_STOP		/* the worker stops */
+	CLOSE_STOP,		/* the worker stops */
+	CLOSE_FULL		/* max_connections_address, known from a PROXY header */
 };
 
 int conn_init(void);

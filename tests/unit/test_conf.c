@@ -237,8 +237,8 @@ static const struct { const char *text; int line; const char *why; } wrong[] = {
 	{ "listen = 127.0.0.1:6x", 1, "the port" }, { "listen = ::1:6000", 1, "brackets" },
 	{ "listen = [::g]:1", 1, "not an IPv6 address" }, { "listen = [127.0.0.1]:1", 1, "IPv6" },
 	{ "listen = :6000", 1, "ADDRESS:PORT" }, { "listen = 1.2.3:1", 1, "a numeric address" },
-	{ "listen = *:1 dialect=old", 1, "dialect=plain and dialect=classic" },
-	{ "listen = *:1 proxy", 1, "PROXY" }, { "listen = \"/x", 1, "quotes" },
+	{ "listen = *:1 dialect=old", 1, "dialect=plain, dialect=classic and proxy" },
+	{ "listen = *:1 proxy=2", 1, "and proxy, not" }, { "listen = \"/x", 1, "quotes" },
 	{ "listen = ./a\"b", 1, "quotes" },
 	{ "listen = unix:", 1, "a path is missing" }
 };
@@ -309,8 +309,13 @@ static void listeners(void **state)
 	(void)state;
 	good(&c, "listen = *:7000\nlisten = [0:0::1]:7001 dialect=classic\n"
 	    "listen = ./s.sock dialect=plain\nlisten = \"unix:/tmp/a b\" dialect=classic # x\n"
-	    "listen = localhost:7002\n");
-	assert_int_equal(c.nlisten, 5);
+	    "listen = localhost:7002\nlisten = *:7003 proxy\n"
+	    "listen = *:7004 proxy dialect=classic\nlisten = \"./p.sock\" dialect=plain  proxy\n");
+	assert_int_equal(c.nlisten, 8);
+	for (int i = 0; i < 8; i++)
+		assert_int_equal(c.listen[i].proxy, i >= 5);
+	assert_int_equal(c.listen[5].dialect, CONF_PLAIN);
+	assert_int_equal(c.listen[6].dialect, CONF_CLASSIC);
 	assert_string_equal(c.listen[0].host, "0.0.0.0");
 	assert_string_equal(c.listen[0].text, "*:7000");
 	assert_string_equal(c.listen[1].host, "::1");
@@ -453,6 +458,11 @@ static void reload(void **state)
 	for (const char *const *k = (const char *const[]){ "listen:", "store:", "control:",
 	    "state_dir:", "max_frame:", "memory_limit:", "sqlite_synchronous:", NULL }; *k; k++)
 		assert_non_null(strstr(told, *k));
+	conf_free(&b);
+	good(&b, "state_dir = /s\nworkers = 2\nlisten = *:1\nlisten = *:2 proxy\n");
+	told[0] = '\0';
+	assert_int_equal(conf_diff(&a, &b, tell, told), 1);
+	assert_non_null(strstr(told, "listen:"));
 	conf_free(&a);
 	conf_free(&b);
 }
@@ -481,6 +491,7 @@ static void dump_reads_back(void **state)
 
 	(void)state;
 	good(&a, "listen = \"./a b\" dialect=classic\nlisten = [::1]:5\n"
+	    "listen = *:6 proxy\nlisten = *:7 dialect=classic proxy\n"
 	    "store = \"mysql://u:\\\"\\\\#@h/d\"\n"
 	    "login_seconds = 0.001\nconfirm_timeout = 0.123\nhash_memory = 9\nmemory_limit = 64g\n"
 	    "duplicate_login = replace\nregistration = off\nlog_level = error\nworkers = auto\n"
@@ -495,6 +506,8 @@ static void dump_reads_back(void **state)
 	assert_int_equal(b.login_ms, 1);
 	assert_int_equal(b.confirm_ms, 123);
 	assert_int_equal(b.listen[0].dialect, CONF_CLASSIC);
+	assert_true(!b.listen[1].proxy && b.listen[2].proxy && b.listen[3].proxy);
+	assert_int_equal(b.listen[3].dialect, CONF_CLASSIC);
 	assert_string_equal(b.store, "mysql://u:\"\\#@h/d");
 	assert_true(b.replace && !b.registration && !b.sqlite_full);
 	/* too little room: what fits, terminated, and what it would take */

@@ -69,7 +69,8 @@ static check_fn check_log, check_host_id, check_cluster, check_name, check_dir, 
 static const struct key keys[] = {
 	{ DOC("listen", "127.0.0.1:6000", "", 0,
 	    "Where clients connect: ADDRESS:PORT, [IPv6]:PORT, *:PORT or the path of a unix socket; "
-	    "dialect=classic behind it for clients of the classic dialect. May stand several times."),
+	    "dialect=classic behind it for clients of the classic dialect, proxy where every "
+	    "connection begins with a PROXY protocol header. May stand several times."),
 	    .type = KEY_LISTEN },
 	COUNT(workers, "auto", 1, 512, RELOAD | AUTO,
 	    "Worker processes; auto is the number of CPUs."),
@@ -822,7 +823,8 @@ static bool same_listeners(const struct conf *a, const struct conf *b)
 		return false;
 	for (unsigned i = 0; i < a->nlisten; i++)
 		if (!conf_listen_same(&a->listen[i], &b->listen[i]) ||
-		    a->listen[i].dialect != b->listen[i].dialect)
+		    a->listen[i].dialect != b->listen[i].dialect ||
+		    a->listen[i].proxy != b->listen[i].proxy)
 			return false;
 	return true;
 }
@@ -904,7 +906,8 @@ static void dump_listeners(struct sink *s, const struct conf *c)
 	for (unsigned i = 0; i < c->nlisten; i++) {
 		put(s, "listen = \"");
 		put(s, c->listen[i].text);
-		put(s, c->listen[i].dialect == CONF_CLASSIC ? "\" dialect=classic\n" : "\"\n");
+		put(s, c->listen[i].dialect == CONF_CLASSIC ? "\" dialect=classic" : "\"");
+		put(s, c->listen[i].proxy ? " proxy\n" : "\n");
 	}
 }
 

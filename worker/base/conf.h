@@ -27,8 +27,7 @@ struct conf_listen {
 	char *path;			/* unix path, NULL for TCP */
 	uint16_t port;
 	enum conf_dialect dialect;	/* dialect=plain|classic */
-	bool proxy;			/* "proxy": PROXY protocol expected; refused until supported,
-					 * so always false */
+	bool proxy;			/* "proxy": a PROXY protocol header comes first (proxyhdr.h) */
 };
 
 struct conf {

@@ -106,9 +106,11 @@ static const char *read_option(struct conf_listen *l, const char *word, size_t l
 		l->dialect = CONF_PLAIN;
 		return NULL;
 	}
-	if (len == 5 && memcmp(word, "proxy", len) == 0)
-		return "the PROXY protocol is not supported";
-	return "the options are dialect=plain and dialect=classic";
+	if (len == 5 && memcmp(word, "proxy", len) == 0) {
+		l->proxy = true;
+		return NULL;
+	}
+	return "the options are dialect=plain, dialect=classic and proxy";
 }
 
 /* Splits the address, which may be quoted, from the options. */

@@ -90,6 +90,7 @@ class Daemon:
         self.dir = tempfile.mkdtemp(prefix="parley-")
         os.chmod(self.dir, 0o755)
         self.port, self.classic_port = free_port(), free_port()
+        self.proxy_port = None              # see listen_behind_proxy()
         self.unix = os.path.join(self.dir, "chat.sock")
         self.conf_path = os.path.join(self.dir, "parleyd.conf")
         self.log_path = os.path.join(self.dir, "log")
@@ -123,6 +124,12 @@ class Daemon:
         with open(self.conf_path + ".new", "w") as file:
             file.write(self.conf_text() if text is None else text)
         os.rename(self.conf_path + ".new", self.conf_path)
+
+    def listen_behind_proxy(self, options=""):
+        """Adds a listener that expects a PROXY header (before the daemon is started)."""
+        self.proxy_port = free_port()
+        self.write_conf(listen=self.conf["listen"] + ["127.0.0.1:%d proxy %s" % (self.proxy_port, options)])
+        return self
 
     def program(self, name):
         return os.path.join(BUILD_DIR, name)
@@ -325,7 +332,7 @@ class Daemon:
 
     def tcp_rows(self):
         """The server's ends of established connections: (client port, unread bytes, inode)."""
-        mine = {self.port, self.classic_port}
+        mine = {self.port, self.classic_port, self.proxy_port}
         for name in ("net/tcp", "net/tcp6"):
             for line in proc_text(self.pid, name).splitlines()[1:]:
                 field = line.split()
