@@ -32,7 +32,8 @@ enum rec_state {
 enum rec_live {
 	LIVE_NO = 0,		/* not logged in */
 	LIVE_DRAINING,		/* bound; the store is being read, new messages go behind it */
-	LIVE_YES
+	LIVE_YES,
+	LIVE_ENDING		/* bound until all that it was handed is stored */
 };
 
 struct rec {

@@ -192,7 +192,7 @@ static void taken(struct conn *c, const struct sess_ref *old)
 	struct login *l = c->login;
 	uint64_t now = clock_ms();
 	bool settled_soon = old->state != REC_OPEN || !slot_alive(old->slot, old->slot_gen);
-	bool in_between = !settled_soon && old->live == LIVE_DRAINING;
+	bool in_between = !settled_soon && old->live != LIVE_YES;
 
 	if (!settled_soon && wk->conf.replace && !l->asked) {
 		l->asked = true;

@@ -790,7 +790,7 @@ static void end_begin(struct conn *c, enum session_end how)
 	timer_stop(&c->drain);
 	if (c->r->ack)
 		timer_stop(&c->confirm);
-	atomic_store_explicit(&c->r->live, LIVE_DRAINING, memory_order_release);
+	atomic_store_explicit(&c->r->live, LIVE_ENDING, memory_order_release);
 	end_held(c);
 	if (c->cursors_dirty)
 		session_flush_cursors();

@@ -102,7 +102,7 @@ static bool add_cell(uint32_t rec, uint32_t slot)
 	r->heap = ndead++;
 	r->fd = -1;
 	addrs_leave(r);
-	atomic_store(&r->live, LIVE_DRAINING);
+	atomic_store(&r->live, LIVE_ENDING);
 	rec_set_state(rec, slot, REC_CLOSING);
 	unsettled++;
 	slot_pending[slot]++;
