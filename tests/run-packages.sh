@@ -10,7 +10,7 @@ set -eu
 BUILD="gcc libc6-dev make pkg-config libsqlite3-dev default-libmysqlclient-dev libhiredis-dev
 	libjsmn-dev libsodium-dev libedit-dev"
 CHECK="$BUILD libcmocka-dev python3 python3-pytest python3-pytest-xdist mariadb-server-core
-	mariadb-client-core clang procps iproute2"
+	mariadb-client-core redis-tools clang procps iproute2"
 
 want=
 for job in "$@"; do

@@ -2,7 +2,9 @@
 
 import pytest
 
+from .cluster import Cluster
 from .daemon import Daemon
+from .redis import Redis, Sentinel
 from .mariadb import MariaDB
 
 RAN = pytest.StashKey()
@@ -137,3 +139,88 @@ def mariadb(mariadb_server):
         mariadb_server.thaw()
     else:
         mariadb_server.start()
+
+
+@pytest.fixture
+def make_redis():
+    """make_redis(key=value, ...) starts a Redis of the test's own, make_redis(sentinel=REDIS, ...) a Sentinel."""
+    made = []
+
+    def make(sentinel=None, **kw):
+        made.append(Sentinel(sentinel, **kw) if sentinel else Redis(**kw))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.destroy()
+
+
+def end_cluster(cluster, failed):
+    """Stops it; what is wrong with a cluster of a failed test is no news."""
+    for host in cluster.hosts if failed else ():
+        host.allow(".")
+    try:
+        cluster.finish()
+    except AssertionError:
+        if not failed:
+            raise
+
+
+@pytest.fixture
+def make_cluster(request, mariadb):
+    """make_cluster(hosts=2, key=value, ...) starts a cluster of the test's own; it is checked at the end."""
+    made, hosts = [], request.node.stash.setdefault(MADE, [])
+
+    def make(kind=Cluster, **kw):
+        cluster = kind(mariadb, **kw)
+        made.append(cluster)
+        hosts.extend(cluster.hosts)
+        return cluster
+
+    yield make
+    ran = request.node.stash.get(RAN, {}).get("call")
+    for cluster in made:
+        end_cluster(cluster, ran is None or ran.failed)
+
+
+@pytest.fixture(scope="module")
+def shared_cluster(request, mariadb_server):
+    """One cluster for a module, made with the keys in the module's CLUSTER; see `cluster`."""
+    holder = {"cluster": None}
+
+    def get():
+        if holder["cluster"] is None:
+            holder["cluster"] = Cluster(mariadb_server, **dict(getattr(request.module, "CLUSTER", {})))
+        return holder["cluster"]
+
+    def drop(failed=True):
+        cluster, holder["cluster"] = holder["cluster"], None
+        if cluster is not None:
+            end_cluster(cluster, failed)
+
+    get.drop = drop
+    yield get
+    drop(False)
+
+
+@pytest.fixture
+def cluster(shared_cluster, request, mariadb):
+    """The module's cluster, whole and in good health before and after each test."""
+    cluster = shared_cluster()
+    request.node.stash.setdefault(MADE, []).extend(cluster.hosts)
+    yield cluster
+    ran = request.node.stash.get(RAN, {}).get("call")
+    failed = ran is None or ran.failed
+    try:
+        if not failed:
+            cluster.check_health()
+    except AssertionError:
+        failed = True
+        raise
+    finally:
+        for host in cluster:
+            for client in host.clients:
+                client.close()
+            host.clients.clear()
+        if failed:
+            shared_cluster.drop()

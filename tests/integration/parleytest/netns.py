@@ -23,6 +23,29 @@ def _usable():
     return subprocess.run(["unshare", "-n", "sh", "-c", probe], capture_output=True).returncode == 0
 
 
+def in_network(pid, action):
+    """Runs ACTION in the network namespace of process PID; sockets made there stay there."""
+    result = []
+
+    def work():
+        fd = os.open("/proc/%d/ns/net" % pid, os.O_RDONLY)
+        try:
+            if _libc.setns(fd, CLONE_NEWNET) != 0:
+                raise OSError(ctypes.get_errno(), "setns")
+            result.append(action())
+        except BaseException as why:        # carried over to the caller
+            result.append(why)
+        finally:
+            os.close(fd)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    if isinstance(result[0], BaseException):
+        raise result[0]
+    return result[0]
+
+
 class Namespace:
     """The daemon lives in one namespace (address `inner`), clients in another (`outer`, `other`)."""
 
@@ -59,25 +82,7 @@ class Namespace:
 
     def inside(self, action, end=1):
         """Runs ACTION in a namespace (0: the daemon's, 1: the clients'); sockets made there stay."""
-        result = []
-
-        def work():
-            fd = os.open("/proc/%d/ns/net" % self.holders[end].pid, os.O_RDONLY)
-            try:
-                if _libc.setns(fd, CLONE_NEWNET) != 0:
-                    raise OSError(ctypes.get_errno(), "setns")
-                result.append(action())
-            except BaseException as why:        # carried over to the caller
-                result.append(why)
-            finally:
-                os.close(fd)
-
-        thread = threading.Thread(target=work)
-        thread.start()
-        thread.join()
-        if isinstance(result[0], BaseException):
-            raise result[0]
-        return result[0]
+        return in_network(self.holders[end].pid, action)
 
     @contextlib.contextmanager
     def daemon(self, **conf):
