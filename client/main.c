@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/stat.h>
 
+#include "client/place.h"
 #include "client/shell.h"
 #include "client/text.h"
 #include "worker/base/json.h"
@@ -27,8 +28,8 @@ struct args {
 };
 
 static const char usage_text[] =
-"usage: parley [-h HOST[:PORT]]... [-p PORT] [-u PATH] [OPTION]... [NAME]\n"
-"  -h HOST[:PORT]        server; may be repeated: the next one is tried when one is gone\n"
+"usage: parley [-h HOST[:PORT],...]... [-p PORT] [-u PATH] [OPTION]... [NAME]\n"
+"  -h HOST[:PORT],...    servers; may be repeated: the next one is tried when one is gone\n"
 "  -p PORT               port where -h names none (6000)\n"
 "  -u PATH               unix socket of a server on this machine\n"
 "  --register            make the account NAME first\n"
@@ -77,29 +78,27 @@ static struct shell_server *add_server(struct args *a)
 	return &a->server[a->o.nservers++];
 }
 
-/* host, host:port, [host]:port; an IPv6 address alone has more than one colon. */
 static void add_host(struct args *a, const char *text)
 {
 	struct shell_server *s = add_server(a);
-	char *host = a->host[s - a->server] = text_copy(text), *colon = strrchr(host, ':'), *close;
+	char *room = a->host[s - a->server] = text_alloc(PLACE_HOST + PLACE_PORT);
 
-	if (host[0] == '[') {
-		close = strchr(host, ']');
-		if (close == NULL || (close[1] != '\0' && close[1] != ':'))
-			usage_error(text, " is no host");
-		colon = close[1] == ':' ? close + 1 : NULL;
-		*close = '\0';
-	} else if (colon != strchr(host, ':')) {
-		colon = NULL;
-	}
-	if (colon != NULL) {
-		*colon = '\0';
-		s->port = colon + 1;
-		check_port(s->port);
-	}
-	s->host = host[0] == '[' ? host + 1 : host;
-	if (s->host[0] == '\0')
-		usage_error(text, " is no host");
+	int rc = place_split(text, room, room + PLACE_HOST);
+
+	if (rc != 0)
+		usage_error(text, rc == -1 ? " is no host" : ": that is no port");
+	s->host = room;
+	s->port = room[PLACE_HOST] != '\0' ? room + PLACE_HOST : NULL;
+}
+
+/* One or several, with commas between. */
+static void add_hosts(struct args *a, const char *text)
+{
+	char *copy = text_copy(text), *rest = copy, *one;
+
+	while ((one = strsep(&rest, ",")) != NULL)
+		add_host(a, one);
+	free(copy);
 }
 
 static void read_args(struct args *a, int argc, char **argv)
@@ -125,7 +124,7 @@ static void read_args(struct args *a, int argc, char **argv)
 	opterr = 0;
 	while ((c = getopt_long(argc, argv, ":h:p:u:V", longs, NULL)) != -1) {
 		switch (c) {
-		case 'h': add_host(a, optarg); break;
+		case 'h': add_hosts(a, optarg); break;
 		case 'p': a->port = optarg; check_port(optarg); break;
 		case 'u': add_server(a)->path = optarg; break;
 		case OPT_REGISTER: a->o.registers = true; break;

@@ -1,7 +1,6 @@
 #include "client/net.h"
 
 #include <errno.h>
-#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -10,47 +9,34 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/un.h>
 #include <unistd.h>
 
+#include "client/place.h"
 #include "client/text.h"
 #include "worker/base/clock.h"
 #include "worker/base/frame.h"
 #include "worker/proto.h"
 
 #define CONNECT_MS    5000
+#define CONNECT_SOON_MS 2500		/* where there is somebody else to ask */
 #define RESOLVE_MS    5000
+#define RESOLVE_SOON_MS 2000
+#define RESOLVE_KNOWN_MS 300		/* where an earlier answer can stand in */
 #define RESOLVE_POLL_MS 20
 #define BACKOFF_MIN_MS 100
 #define BACKOFF_MAX_MS 30000
 #define SETTLE_MS     3000
 #define QUIET_MS      45000	/* a server that pings is never quiet for so long */
+#define QUIET_SENT_MS 10000	/* nor one that was just asked for something */
 #define QUIET_ASK_MS  15000	/* how long it may take to answer our own PING */
-#define ADDRS_MAX     16
-
-struct endpoint {
-	char *host, *port;	/* or */
-	char *path;
-	char *name;
-};
-
-struct addr {
-	struct sockaddr_storage sa;
-	socklen_t len;
-};
 
 struct net {
 	struct net_ops ops;
 	void *arg;
-	struct endpoint *ep;
-	size_t nep, at;			/* endpoint in use or next */
-	size_t tried;			/* endpoints that failed in this round */
-	struct addr addr[ADDRS_MAX];	/* of endpoint `at` */
-	size_t naddr, addr_at;
-
-	/* a lookup in flight; it outlives our interest in it, because it cannot be interrupted */
-	struct gaicb *lookup;
-	struct addrinfo hints;
+	struct places *places;
+	size_t at;			/* place in use or next */
+	size_t tried;			/* places that failed in this round */
+	size_t addr_at;			/* next address of the place */
 
 	enum net_state state;
 	bool forever;
@@ -59,7 +45,9 @@ struct net {
 	uint64_t due_ms;		/* of the state: deadline, or next attempt */
 	uint32_t backoff_ms;
 	uint64_t heard_ms;		/* last byte read while up */
+	uint64_t sent_ms;		/* first frame sent since then, 0 for none */
 	bool asked;			/* our PING is out */
+	uint64_t asked_ms;		/* since when */
 	uint64_t settled_ms;		/* since when this connection is of use; 0: it is not */
 	bool held;
 	bool more;			/* frames may stand in `in` that were not handed out */
@@ -83,25 +71,12 @@ struct net *net_new(const struct net_ops *ops, void *arg)
 	n->arg = arg;
 	n->fd = -1;
 	n->backoff_ms = BACKOFF_MIN_MS;
+	n->places = places_new();
 	return n;
-}
-
-static void drop_lookup(struct net *n)
-{
-	if (n->lookup == NULL)
-		return;
-	/* one that still runs writes into its request: that memory is then left to it */
-	if (gai_cancel(n->lookup) != EAI_NOTCANCELED && gai_error(n->lookup) != EAI_INPROGRESS) {
-		if (n->lookup->ar_result != NULL)
-			freeaddrinfo(n->lookup->ar_result);
-		free(n->lookup);
-	}
-	n->lookup = NULL;
 }
 
 static void close_fd(struct net *n)
 {
-	drop_lookup(n);
 	if (n->fd >= 0)
 		close(n->fd);
 	n->fd = -1;
@@ -117,47 +92,41 @@ void net_free(struct net *n)
 	if (n == NULL)
 		return;
 	close_fd(n);
-	for (size_t i = 0; i < n->nep; i++) {
-		free(n->ep[i].host);
-		free(n->ep[i].port);
-		free(n->ep[i].path);
-		free(n->ep[i].name);
-	}
-	free(n->ep);
+	places_free(n->places);
 	text_fini(&n->in);
 	text_fini(&n->out);
 	free(n);
 }
 
-static struct endpoint *add_endpoint(struct net *n)
+struct places *net_places(struct net *n)
 {
-	n->ep = text_resize(n->ep, (n->nep + 1) * sizeof n->ep[0]);
-	memset(&n->ep[n->nep], 0, sizeof n->ep[0]);
-	return &n->ep[n->nep++];
+	return n->places;
 }
 
-void net_add_host(struct net *n, const char *host, const char *port)
+static struct place *here(const struct net *n)
 {
-	struct endpoint *ep = add_endpoint(n);
-	struct text name = { 0 };
-
-	ep->host = text_copy(host);
-	ep->port = text_copy(port);
-	text_printf(&name, strchr(host, ':') != NULL ? "[%s]:%s" : "%s:%s", host, port);
-	ep->name = name.s;
+	return places_at(n->places, n->at);
 }
 
-void net_add_unix(struct net *n, const char *path)
+/* May a place that does not answer soon be left for another one? */
+static bool has_others(const struct net *n)
 {
-	struct endpoint *ep = add_endpoint(n);
+	return n->tried + 1 < places_count(n->places);
+}
 
-	ep->path = text_copy(path);
-	ep->name = text_copy(path);
+static void go_on(struct net *n)
+{
+	n->at = (n->at + 1) % places_count(n->places);
 }
 
 const char *net_name(const struct net *n)
 {
-	return n->nep > 0 ? n->ep[0].name : "";
+	return places_count(n->places) > 0 ? places_at(n->places, 0)->name : "";
+}
+
+const char *net_place(const struct net *n)
+{
+	return places_count(n->places) > 0 ? here(n)->name : "";
 }
 
 enum net_state net_state(const struct net *n)
@@ -185,7 +154,7 @@ void net_hold(struct net *n, bool held)
 	n->held = held;
 }
 
-static void try_endpoint(struct net *n);
+static void try_place(struct net *n);
 
 static void wait_for(struct net *n, uint32_t ms)
 {
@@ -193,15 +162,21 @@ static void wait_for(struct net *n, uint32_t ms)
 	n->due_ms = clock_ms() + ms;
 }
 
-/* The endpoint in hand is of no use: the next one, and after all of them a pause or the end. */
-static void endpoint_failed(struct net *n, const char *what)
+/* The place in hand is of no use: the next one, and after all of them a pause or the end. */
+static void place_failed(struct net *n, const char *what)
 {
-	snprintf(n->why, sizeof n->why, "%.100s: %.90s", n->ep[n->at].name, what);
+	size_t count = places_count(n->places);
+
+	if (n->tried + 1 < count || count == 1)
+		snprintf(n->why, sizeof n->why, "%.100s: %.90s", here(n)->name, what);
+	else
+		snprintf(n->why, sizeof n->why, "none of %zu servers answers; the last was %.60s: %.80s",
+		    count, here(n)->name, what);
 	close_fd(n);
-	n->naddr = n->addr_at = 0;
-	n->at = (n->at + 1) % n->nep;
-	if (++n->tried < n->nep) {
-		try_endpoint(n);
+	n->addr_at = 0;
+	go_on(n);
+	if (++n->tried < count) {
+		try_place(n);
 		return;
 	}
 	n->tried = 0;
@@ -218,18 +193,21 @@ static void came_up(struct net *n)
 	n->state = NET_UP;
 	n->serial++;
 	n->tried = 0;
-	n->naddr = n->addr_at = 0;
+	n->addr_at = 0;
 	n->heard_ms = clock_ms();
+	n->sent_ms = 0;
 	n->asked = false;
 	n->settled_ms = 0;
 	n->ops.up(n->arg);
 }
 
-/* Starts connecting to the next address of the endpoint; 0 when one is under way. */
+/* Starts connecting to the next address of the place; 0 when one is under way. */
 static int try_addr(struct net *n, int *err_r)
 {
-	while (n->addr_at < n->naddr) {
-		const struct addr *a = &n->addr[n->addr_at++];
+	const struct place *p = here(n);
+
+	while (n->addr_at < p->naddr) {
+		const struct place_addr *a = &p->addr[n->addr_at++];
 		int one = 1;
 
 		n->fd = socket(a->sa.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
@@ -242,7 +220,8 @@ static int try_addr(struct net *n, int *err_r)
 		if (connect(n->fd, (const struct sockaddr *)&a->sa, a->len) == 0 ||
 		    errno == EINPROGRESS) {
 			n->state = NET_CONNECTING;
-			n->due_ms = clock_ms() + CONNECT_MS;
+			n->due_ms = clock_ms() + (n->addr_at < p->naddr || has_others(n) ?
+			    CONNECT_SOON_MS : CONNECT_MS);
 			return 0;
 		}
 		*err_r = errno;
@@ -258,100 +237,56 @@ static void next_addr(struct net *n, int err)
 		close(n->fd);
 	n->fd = -1;
 	if (try_addr(n, &err) != 0)
-		endpoint_failed(n, strerror(err));
+		place_failed(n, strerror(err));
 }
 
-static void take_addresses(struct net *n, const struct addrinfo *ai)
+static void connect_place(struct net *n)
 {
-	n->naddr = n->addr_at = 0;
-	for (; ai != NULL && n->naddr < ADDRS_MAX; ai = ai->ai_next) {
-		struct addr *a = &n->addr[n->naddr];
-
-		if (ai->ai_addrlen > sizeof a->sa)
-			continue;
-		memcpy(&a->sa, ai->ai_addr, ai->ai_addrlen);
-		a->len = ai->ai_addrlen;
-		n->naddr++;
-	}
+	n->addr_at = 0;
 	next_addr(n, EADDRNOTAVAIL);
 }
 
-static void start_lookup(struct net *n, const struct endpoint *ep)
+static void try_place(struct net *n)
 {
-	struct gaicb *list[1];
+	struct place *p = here(n);
+	const char *why;
 
-	/* in one block, so that an abandoned lookup keeps all that it reads */
-	n->lookup = text_alloc(sizeof *n->lookup + sizeof n->hints + strlen(ep->host) +
-	    strlen(ep->port) + 2);
-	struct addrinfo *hints = (struct addrinfo *)(n->lookup + 1);
-	char *host = (char *)(hints + 1), *port = host + strlen(ep->host) + 1;
-
-	*hints = n->hints;
-	strcpy(host, ep->host);
-	strcpy(port, ep->port);
-	n->lookup->ar_name = host;
-	n->lookup->ar_service = port;
-	n->lookup->ar_request = hints;
-	list[0] = n->lookup;
-	if (getaddrinfo_a(GAI_NOWAIT, list, 1, NULL) != 0) {
-		free(n->lookup);
-		n->lookup = NULL;
-		endpoint_failed(n, "the name cannot be looked up");
-		return;
+	switch (place_ask(p, &why)) {
+	case PLACE_KNOWN:
+		connect_place(n);
+		break;
+	case PLACE_PENDING:
+		n->state = NET_RESOLVING;
+		n->due_ms = clock_ms() + (p->naddr > 0 ? RESOLVE_KNOWN_MS :
+		    has_others(n) ? RESOLVE_SOON_MS : RESOLVE_MS);
+		break;
+	case PLACE_FAILED:
+		place_failed(n, why);
+		break;
 	}
-	n->state = NET_RESOLVING;
-	n->due_ms = clock_ms() + RESOLVE_MS;
 }
 
-static void try_endpoint(struct net *n)
-{
-	const struct endpoint *ep = &n->ep[n->at];
-	struct addrinfo *ai = NULL;
-
-	if (ep->path != NULL) {
-		struct sockaddr_un *un = (struct sockaddr_un *)&n->addr[0].sa;
-
-		if (strlen(ep->path) >= sizeof un->sun_path) {
-			endpoint_failed(n, "the path is too long");
-			return;
-		}
-		memset(un, 0, sizeof *un);
-		un->sun_family = AF_UNIX;
-		strcpy(un->sun_path, ep->path);
-		n->addr[0].len = sizeof *un;
-		n->naddr = 1;
-		n->addr_at = 0;
-		next_addr(n, 0);
-		return;
-	}
-	n->hints = (struct addrinfo){ .ai_socktype = SOCK_STREAM,
-	    .ai_flags = AI_NUMERICHOST | AI_NUMERICSERV };
-	if (getaddrinfo(ep->host, ep->port, &n->hints, &ai) == 0) {
-		take_addresses(n, ai);
-		freeaddrinfo(ai);
-		return;
-	}
-	n->hints.ai_flags = AI_ADDRCONFIG;
-	start_lookup(n, ep);
-}
-
+/* A lookup that takes too long goes on by itself: the next round finds its answer. */
 static void check_lookup(struct net *n)
 {
-	int rc = gai_error(n->lookup);
+	const char *why;
 
-	if (rc == EAI_INPROGRESS && clock_ms() < n->due_ms)
-		return;
-	if (rc == 0) {
-		struct addrinfo *ai = n->lookup->ar_result;
-
-		free(n->lookup);
-		n->lookup = NULL;
-		take_addresses(n, ai);
-		freeaddrinfo(ai);
-		return;
+	switch (place_look(here(n), &why)) {
+	case PLACE_KNOWN:
+		connect_place(n);
+		break;
+	case PLACE_PENDING:
+		if (clock_ms() < n->due_ms)
+			break;
+		if (here(n)->naddr > 0)
+			connect_place(n);
+		else
+			place_failed(n, "looking up the name takes too long");
+		break;
+	case PLACE_FAILED:
+		place_failed(n, why);
+		break;
 	}
-	endpoint_failed(n, rc == EAI_INPROGRESS ? "looking up the name takes too long" :
-	    gai_strerror(rc));
 }
 
 void net_start(struct net *n, bool forever)
@@ -360,7 +295,7 @@ void net_start(struct net *n, bool forever)
 	if (n->state != NET_OFF && n->state != NET_WAITING)
 		return;
 	n->tried = 0;
-	try_endpoint(n);
+	try_place(n);
 }
 
 void net_stop(struct net *n)
@@ -372,16 +307,44 @@ void net_stop(struct net *n)
 
 void net_again(struct net *n, const char *why, uint32_t ms)
 {
-	snprintf(n->why, sizeof n->why, "%.100s: %.90s", n->ep[n->at].name, why);
+	snprintf(n->why, sizeof n->why, "%.100s: %.90s", here(n)->name, why);
 	close_fd(n);
 	n->forever = true;
 	n->tried = 0;
 	wait_for(n, jitter(ms));
 }
 
+void net_other(struct net *n, const char *why, uint32_t ms)
+{
+	net_again(n, why, ms);
+	go_on(n);
+}
+
+bool net_try(struct net *n, const char *const *names, size_t count)
+{
+	char *was = text_copy(here(n)->name);
+	const char *first = NULL;
+
+	for (size_t i = 0; i < count; i++) {
+		int at = places_learn(n->places, names[i]);
+
+		if (at >= 0 && first == NULL && strcmp(places_at(n->places, (size_t)at)->name, was) != 0)
+			first = names[i];
+	}
+	free(was);
+	if (first == NULL)
+		return false;
+	close_fd(n);
+	n->at = (size_t)places_learn(n->places, first);
+	n->tried = 0;
+	wait_for(n, 0);
+	return true;
+}
+
 /*
- * Lost while up. The pause grows unless the connection was of use for a while, or a server that
- * hangs up after every login would be called many times a second.
+ * Lost while up: another place first, for this one may be gone. The pause grows unless the
+ * connection was of use for a while, or a server that hangs up after every login would be called
+ * many times a second.
  */
 static void lost(struct net *n, const char *why)
 {
@@ -390,10 +353,8 @@ static void lost(struct net *n, const char *why)
 	if (n->settled_ms != 0 && clock_ms() >= n->settled_ms + SETTLE_MS)
 		n->backoff_ms = BACKOFF_MIN_MS;
 	snprintf(said, sizeof said, "%s", why);
-	net_again(n, said, n->backoff_ms);
+	net_other(n, said, n->backoff_ms);
 	n->backoff_ms = n->backoff_ms * 2 > BACKOFF_MAX_MS ? BACKOFF_MAX_MS : n->backoff_ms * 2;
-	if (n->settled_ms == 0)
-		n->at = (n->at + 1) % n->nep;	/* it answers and is of no use: another one */
 	n->ops.down(n->arg, said);
 }
 
@@ -424,6 +385,8 @@ int net_send(struct net *n, const char *frame, size_t len)
 		return -1;
 	text_add(&n->out, frame, len);
 	text_add(&n->out, "\n", 1);
+	if (n->sent_ms == 0)
+		n->sent_ms = clock_ms();
 	return 0;
 }
 
@@ -470,6 +433,7 @@ static void read_in(struct net *n)
 		n->in.len += (size_t)r;
 		n->in.s[n->in.len] = '\0';
 		n->heard_ms = clock_ms();
+		n->sent_ms = 0;
 		n->asked = false;
 		split_frames(n);
 	} else if (r == 0) {
@@ -479,6 +443,21 @@ static void read_in(struct net *n)
 	}
 }
 
+/*
+ * When the silence is long enough for a question, or our question was open for long enough. Before
+ * the login a server may be silent for as long as its password hash takes.
+ */
+static uint64_t quiet_due(const struct net *n)
+{
+	uint64_t due = n->heard_ms + QUIET_MS;
+
+	if (n->asked)
+		return n->asked_ms + QUIET_ASK_MS;
+	if (n->settled_ms != 0 && n->sent_ms != 0 && n->sent_ms + QUIET_SENT_MS < due)
+		due = n->sent_ms + QUIET_SENT_MS;
+	return due;
+}
+
 static void check_quiet(struct net *n)
 {
 	static const char ping[] = "{\"msgid\":25}";
@@ -486,14 +465,19 @@ static void check_quiet(struct net *n)
 
 	if (n->held) {
 		n->heard_ms = now;		/* it is we who do not listen */
+		n->sent_ms = 0;
+		n->asked = false;
 		return;
 	}
-	if (!n->asked && now >= n->heard_ms + QUIET_MS) {
-		n->asked = true;
-		net_send(n, ping, sizeof ping - 1);
-	} else if (n->asked && now >= n->heard_ms + QUIET_MS + QUIET_ASK_MS) {
+	if (now < quiet_due(n))
+		return;
+	if (n->asked) {
 		lost(n, "the server does not answer");
+		return;
 	}
+	n->asked = true;
+	n->asked_ms = now;
+	net_send(n, ping, sizeof ping - 1);
 }
 
 static int ms_until(uint64_t due)
@@ -522,7 +506,7 @@ int net_poll_before(struct net *n, struct pollfd *fds, int *timeout_ms)
 		break;
 	case NET_UP:
 		write_out(n);
-		ms = ms_until(n->heard_ms + QUIET_MS + (n->asked ? QUIET_ASK_MS : 0));
+		ms = ms_until(quiet_due(n));
 		if (n->held)		/* not at all: its hang-up would wake us without end */
 			break;
 		if (n->more)
@@ -565,7 +549,7 @@ void net_poll_after(struct net *n, const struct pollfd *fds, int count)
 		break;
 	case NET_WAITING:
 		if (clock_ms() >= n->due_ms)
-			try_endpoint(n);
+			try_place(n);
 		break;
 	case NET_CONNECTING:
 		check_connect(n, revents);

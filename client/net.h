@@ -1,11 +1,12 @@
 /*
  * net.h - the connection to a server: addresses, reconnection, frames in and out.
  *
- * Scope   one connection at a time to one of several endpoints, never blocking: names are
+ * Scope   one connection at a time to one of several places, never blocking: names are
  *         resolved in the background, connects and writes wait in the caller's poll(). It knows
- *         frames, not messages. After a loss it goes on by itself, through all endpoints in turn,
- *         with exponential back-off and jitter, until net_stop(). A server that is silent for
- *         too long is asked with a PING and given up if it stays silent.
+ *         frames, not messages. After a loss it goes on by itself, at the next place first and
+ *         through all in turn, with exponential back-off and jitter, until net_stop(). A server
+ *         that is silent for too long, or for a while after it was sent something, is asked with
+ *         a PING and given up if it stays silent.
  * Units   monotonic milliseconds (clock_ms()), bytes.
  * Owner   struct net owns descriptors and buffers. The frame handed to net_ops.frame is valid
  *         until the handler returns; handlers may call any net function but net_free.
@@ -26,12 +27,14 @@ struct net;
 struct pollfd;
 
 enum net_state {
-	NET_OFF,		/* stopped, or every endpoint failed at the first start */
+	NET_OFF,		/* stopped, or every place failed at the first start */
 	NET_RESOLVING,
 	NET_CONNECTING,
 	NET_UP,
 	NET_WAITING		/* for the next attempt */
 };
+
+struct places;
 
 struct net_ops {
 	void (*up)(void *arg);
@@ -42,21 +45,28 @@ struct net_ops {
 
 struct net *net_new(const struct net_ops *ops, void *arg);
 void net_free(struct net *n);
-/* Endpoints, tried in the order given. Strings are copied. */
-void net_add_host(struct net *n, const char *host, const char *port);
-void net_add_unix(struct net *n, const char *path);
-/* "host:port", "[host]:port" or the path of the first endpoint. */
+/* Where to connect, tried in the order given. Lent; add to it before net_start(). */
+struct places *net_places(struct net *n);
+/* "host:port", "[host]:port" or the path: of the first place; of that in use or tried next. */
 const char *net_name(const struct net *n);
+const char *net_place(const struct net *n);
 
 /*
  * Connects. FOREVER: goes on after failures with back-off. Otherwise one round through the
- * endpoints; when none answers the state is NET_OFF and net_why() says why.
+ * places; when none answers the state is NET_OFF and net_why() says why.
  */
 void net_start(struct net *n, bool forever);
 /* Closes at once; no reconnection. down() is not called. */
 void net_stop(struct net *n);
 /* Gives up this connection and connects again after a pause of MS and some jitter. */
 void net_again(struct net *n, const char *why, uint32_t ms);
+/* The same, but goes on at the next place. */
+void net_other(struct net *n, const char *why, uint32_t ms);
+/*
+ * Hangs up and goes at once to the first of NAMES ("host:port") that is not this place; all of
+ * them are remembered. False, and nothing is done: there is none.
+ */
+bool net_try(struct net *n, const char *const *names, size_t count);
 /* What was hoped for was reached (logged in): if it lasts, the next pause is the shortest again. */
 void net_settled(struct net *n);
 

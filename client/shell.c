@@ -15,6 +15,7 @@
 #include "client/command.h"
 #include "client/home.h"
 #include "client/line.h"
+#include "client/place.h"
 #include "client/show.h"
 #include "client/talk.h"
 #include "client/text.h"
@@ -809,9 +810,9 @@ int shell_run(const struct shell_options *o)
 		const struct shell_server *s = &o->servers[i];
 
 		if (s->path != NULL)
-			net_add_unix(talk_net(sh.talk), s->path);
+			places_add_unix(net_places(talk_net(sh.talk)), s->path);
 		else
-			net_add_host(talk_net(sh.talk), s->host, s->port);
+			places_add_host(net_places(talk_net(sh.talk)), s->host, s->port);
 	}
 	if (terminal)
 		sh.line = line_new(&line_ops, &sh);

@@ -10,6 +10,7 @@
 #include "client/book.h"
 #include "client/deliver.h"
 #include "client/home.h"
+#include "client/place.h"
 #include "client/show.h"
 #include "client/text.h"
 #include "worker/base/clock.h"
@@ -17,7 +18,11 @@
 
 #define ELSEWHERE_MS 90000		/* how long our own dead session may keep us out */
 #define RELOGIN_MS   1000
+#define RELOGIN_TOKEN_MS 250		/* a token costs the server nothing */
 #define PAUSE_MS     500		/* after a SESSION_END that asks for jitter */
+#define MOVE_MS      3000		/* a move that takes no longer is told in one line */
+#define TRY_MAX      8			/* servers taken from one answer */
+#define HOPS_MAX     4			/* moves to another server without a pause */
 
 /* ---- members of a frame -------------------------------------------------------------------- */
 
@@ -130,6 +135,7 @@ void talk_free(struct talk *t)
 	talk_wipe(&t->password);
 	talk_wipe(&t->reg_name);
 	talk_wipe(&t->reg_password);
+	free(t->place);
 	free(t->root);
 	free(t->scratch);
 	free(t);
@@ -244,6 +250,7 @@ static void start_login(struct talk *t)
 	t->token[0] = '\0';
 	t->relogin_with_password = false;
 	t->ended = false;
+	t->hops = 0;
 	if (!is_secret_ok(t->password, &t->login))
 		return;
 	set_state(t, TALK_LOGIN);
@@ -293,51 +300,81 @@ void talk_register(struct talk *t, const char *name, const char *password)
 void talk_go_out(struct talk *t, bool stop)
 {
 	t->login_req = 0;
-	t->relogin_ms = 0;
+	t->relogin_ms = t->say_ms = 0;
 	t->token[0] = '\0';
 	if (stop)
 		net_stop(t->net);
 	set_state(t, TALK_OUT);
 }
 
-static void relogin_refused(struct talk *t, const struct reply *r)
+/* "try": where else. False: nowhere, or we are being sent round. */
+static bool follow(struct talk *t, const struct json_val *root)
+{
+	char name[TRY_MAX][PLACE_HOST + PLACE_PORT + 3];
+	const char *names[TRY_MAX];
+	struct json_val list, v;
+	size_t count = 0;
+
+	if (!json_get(t->json, root, "try", &list) || list.type != JSON_ARRAY)
+		return false;
+	for (struct json_it it = json_it(t->json, &list);
+	    count < TRY_MAX && json_next(t->json, &it, NULL, &v);)
+		if (v.type == JSON_STRING && json_text(&v, name[count], sizeof name[0], NULL) == JSON_OK) {
+			names[count] = name[count];
+			count++;
+		}
+	return t->hops < HOPS_MAX && net_try(t->net, names, count) && ++t->hops > 0;
+}
+
+/* True: it is tried again, at MS or where the server said. */
+static bool relogin_later(struct talk *t, const struct json_val *root, const struct reply *r)
 {
 	uint64_t now = clock_ms(), wait = r->retry_ms > 0 ? r->retry_ms : RELOGIN_MS;
+	bool with_token = t->token[0] != '\0' && !t->relogin_with_password;
 
 	switch (r->err) {
 	case E_REFUSED:
-		if (!t->relogin_with_password && t->token[0] != '\0') {
-			t->relogin_with_password = true;	/* the token may just be old */
-			send_login(t);
-			return;
-		}
-		break;
+		if (!with_token)
+			return false;
+		t->relogin_with_password = true;	/* the token may just be old */
+		send_login(t);
+		return true;
 	case E_ELSEWHERE:
-		if (now < t->lost_ms + ELSEWHERE_MS) {
-			t->relogin_ms = now + wait;	/* most likely our own dead session */
-			return;
-		}
-		break;
-	case E_RATE:
+		/* most likely our own dead session, which its server, or the death of that, still holds */
+		if (now >= t->lost_ms + ELSEWHERE_MS)
+			return false;
+		t->relogin_ms = now + (with_token && r->retry_ms == 0 ? RELOGIN_TOKEN_MS : wait);
+		return true;
 	case E_AGAIN:
+		if (follow(t, root))
+			return true;
+		t->hops = 0;
+		if (t->agains++ > 0 && places_count(net_places(t->net)) > 1) {
+			net_other(t->net, "temporarily unavailable", wait < 10000 ? (uint32_t)wait : 10000);
+			return true;
+		}
+		/* fall through */
+	case E_RATE:
 		t->relogin_ms = now + (wait < 60000 ? wait : 60000);
-		return;
+		return true;
 	}
-	show_error(t->show, r->err, r->errmsg, 0, "cannot log in again");
-	t->failures++;
-	t->ended = true;
-	ask_fail_all(t, "not logged in any more");
-	talk_go_out(t, true);
+	return false;
 }
 
-static void on_login_refused(struct talk *t, const struct reply *r)
+static void on_login_refused(struct talk *t, const struct json_val *root, const struct reply *r)
 {
-	if (t->state == TALK_LOST) {
-		relogin_refused(t, r);
-		return;
+	if (t->state != TALK_LOST) {
+		if (r->err == E_AGAIN && t->login.pending && follow(t, root))
+			return;
+		talk_go_out(t, false);
+		talk_answer_with(&t->login, r->err, r->errmsg, r->retry_ms);
+	} else if (!relogin_later(t, root, r)) {
+		show_error(t->show, r->err, r->errmsg, 0, "cannot log in again");
+		t->failures++;
+		t->ended = true;
+		ask_fail_all(t, "not logged in any more");
+		talk_go_out(t, true);
 	}
-	talk_go_out(t, false);
-	talk_answer_with(&t->login, r->err, r->errmsg, r->retry_ms);
 }
 
 /* ---- chat arriving ------------------------------------------------------------------------- */
@@ -422,13 +459,19 @@ static size_t take_waiting(struct talk *t, const struct json_val *root, bool aga
 static void show_login(struct talk *t, const struct json_val *root, bool again)
 {
 	struct json_val list;
-	struct json_out *w = show_event(t->show, "login", sizeof t->name * 6 + 256);
+	struct json_out *w = show_event(t->show, "login", sizeof t->name * 6 + 1024);
+	bool moved = t->place != NULL && strcmp(t->place, net_place(t->net)) != 0;
+	bool told = t->say_ms == 0;
 	struct text name = { 0 };
 
+	t->say_ms = 0;
+	free(t->place);
+	t->place = text_copy(net_place(t->net));
 	if (w != NULL) {
 		json_kv_int(w, "id", t->id);
 		json_kv_str(w, "name", t->name);
 		json_kv_bool(w, "again", again);
+		json_kv_str(w, "server", t->place);
 		json_kv_int(w, "waiting", json_get(t->json, root, "offlinemsg", &list) ?
 		    (int64_t)json_count(t->json, &list) : 0);
 		show_event_end(t->show);
@@ -436,7 +479,9 @@ static void show_login(struct talk *t, const struct json_val *root, bool again)
 	}
 	text_name(&name, t->name);
 	if (again)
-		show_note(t->show, "connected again as %s", name.s);
+		show_note(t->show, "%s%s%sconnected again as %s%s%s", told ? "" : "session ended (",
+		    told ? "" : t->lost_why, told ? "" : "): ", name.s, moved ? " at " : "",
+		    moved ? t->place : "");
 	else
 		show_line(t->show, "logged in as %s (id %lld)", name.s, (long long)t->id);
 	text_fini(&name);
@@ -452,7 +497,7 @@ static void on_login_ack(struct talk *t, const struct json_val *root)
 		return;
 	t->login_req = 0;
 	if (r.err != E_OK) {
-		on_login_refused(t, &r);
+		on_login_refused(t, root, &r);
 		return;
 	}
 	t->id = talk_get_int(t, root, "id");
@@ -467,6 +512,7 @@ static void on_login_ack(struct talk *t, const struct json_val *root)
 	open_account(t);
 	net_settled(t->net);
 	t->relogin_with_password = false;
+	t->hops = t->agains = 0;
 	ask_take_friends(t, root, NULL);
 	ask_take_groups(t, root, NULL);
 	show_login(t, root, again);
@@ -519,27 +565,61 @@ static void on_presence(struct talk *t, const struct json_val *root)
 static void show_connection(struct talk *t, const char *state, const char *why)
 {
 	struct json_out *w = show_event(t->show, "connection",
-	    (strlen(state) + strlen(why)) * 6 + 64);
+	    (strlen(state) + strlen(why)) * 6 + 1024);
 
 	if (w == NULL)
 		return;
 	json_kv_str(w, "state", state);
 	json_kv_str(w, "reason", why);
+	if (strcmp(state, "lost") == 0)
+		json_kv_str(w, "server", net_place(t->net));
 	show_event_end(t->show);
 }
 
-static void lose(struct talk *t, const char *why)
+static void say_lost(struct talk *t)
+{
+	t->say_ms = 0;
+	if (show_mode(t->show) != SHOW_JSON)
+		show_note(t->show, "connection lost (%s): reconnecting to %s", t->lost_why,
+		    net_place(t->net));
+}
+
+/* PLANNED: the server said so before; when it does not take long, one line tells all of it. */
+static void lose(struct talk *t, const char *why, bool planned)
 {
 	if (t->state == TALK_IN) {
 		t->lost_ms = clock_ms();
 		set_state(t, TALK_LOST);
+		snprintf(t->lost_why, sizeof t->lost_why, "%s", why);
 		show_connection(t, "lost", why);
-		if (show_mode(t->show) != SHOW_JSON)
-			show_note(t->show, "connection lost (%s): reconnecting", why);
+		if (planned)
+			t->say_ms = t->lost_ms + MOVE_MS;
+		else
+			say_lost(t);
 	}
 	t->login_req = 0;
 	t->relogin_ms = 0;
 	ask_fail_all(t, "the connection was lost before the answer came");
+}
+
+/* After lose(), with the connection gone and net on its way to another: is that wanted? */
+static void settle_down(struct talk *t, const char *why)
+{
+	if (t->state == TALK_LOST)
+		return;
+	/* a login under way goes to the other servers; twice is harmless */
+	if (t->state == TALK_LOGIN && t->login.pending && t->hops < HOPS_MAX &&
+	    places_count(net_places(t->net)) > 1) {
+		t->hops++;
+		net_start(t->net, false);
+		return;
+	}
+	/* nobody is logged in: coming back can wait until somebody wants to be */
+	net_stop(t->net);
+	if (t->login.pending) {
+		talk_go_out(t, true);
+		talk_answer_with(&t->login, -1, why, 0);
+	}
 }
 
 static void on_session_end(struct talk *t, const struct json_val *root)
@@ -560,11 +640,10 @@ static void on_session_end(struct talk *t, const struct json_val *root)
 			talk_answer_with(&t->login, -1, reason, 0);
 		ask_fail_all(t, "the session was ended");
 		talk_go_out(t, true);
-	} else if (t->state == TALK_IN || t->state == TALK_LOST) {
-		lose(t, said.len > 0 ? said.s : "session ended");
-		net_again(t->net, "session ended", PAUSE_MS);
 	} else {
-		on_down(t, said.len > 0 ? said.s : "session ended");
+		net_other(t->net, "session ended", PAUSE_MS);
+		lose(t, said.len > 0 ? said.s : "session ended", true);
+		settle_down(t, said.len > 0 ? said.s : "session ended");
 	}
 	text_fini(&said);
 }
@@ -578,7 +657,7 @@ static void on_error(struct talk *t, const struct json_val *root)
 	talk_get_reply(t, root, &r);
 	if (r.req != 0 && t->login_req == r.req) {
 		t->login_req = 0;
-		on_login_refused(t, &r);
+		on_login_refused(t, root, &r);
 		return;
 	}
 	a = r.req != 0 ? ask_find(t, MSG_ERROR, r.req) : NULL;
@@ -628,15 +707,8 @@ static void on_down(void *arg, const char *why)
 {
 	struct talk *t = arg;
 
-	lose(t, why);
-	if (t->state == TALK_LOST)
-		return;
-	/* nobody is logged in: coming back can wait until somebody wants to be */
-	net_stop(t->net);
-	if (t->login.pending) {
-		talk_go_out(t, true);
-		talk_answer_with(&t->login, -1, why, 0);
-	}
+	lose(t, why, false);
+	settle_down(t, why);
 }
 
 static void on_frame(void *arg, const char *text, size_t len)
@@ -676,7 +748,7 @@ void talk_show_status(struct talk *t)
 
 	if (w != NULL) {
 		json_kv_str(w, "state", states[t->state]);
-		json_kv_str(w, "server", net_name(t->net));
+		json_kv_str(w, "server", net_place(t->net));
 		if (t->id > 0)
 			ask_event_party(w, "account", t->id, t->name);
 		json_kv_int(w, "unconfirmed", (int64_t)talk_unsafe(t));
@@ -685,10 +757,10 @@ void talk_show_status(struct talk *t)
 	}
 	text_name(&name, t->name);
 	if (t->state == TALK_IN || t->state == TALK_LOST)
-		show_line(t->show, "%s at %s as %s (id %lld)", states[t->state], net_name(t->net),
+		show_line(t->show, "%s at %s as %s (id %lld)", states[t->state], net_place(t->net),
 		    name.s, (long long)t->id);
 	else
-		show_line(t->show, "%s; server %s", states[t->state], net_name(t->net));
+		show_line(t->show, "%s; server %s", states[t->state], net_place(t->net));
 	if (talk_unsafe(t) == 0)
 		show_line(t->show, "all messages are confirmed");
 	deliver_list(t->deliver);
@@ -715,12 +787,12 @@ static void do_due(struct talk *t)
 	if (t->relogin_ms != 0 && now >= t->relogin_ms && net_state(t->net) == NET_UP)
 		send_login(t);
 	if (t->login_req != 0 && now >= t->login_due_ms) {
-		if (t->state == TALK_LOST)
-			net_again(t->net, "no answer to the login", PAUSE_MS);
-		else
-			on_down(t, "the server did not answer");
 		t->login_req = 0;
+		net_other(t->net, "no answer to the login", PAUSE_MS);
+		settle_down(t, "the server did not answer");
 	}
+	if (t->say_ms != 0 && now >= t->say_ms && t->state == TALK_LOST)
+		say_lost(t);
 	if (net_state(t->net) != NET_OFF)
 		return;
 	if (t->login.pending) {
@@ -742,6 +814,8 @@ int talk_poll_before(struct talk *t, struct pollfd *fds, int *timeout_ms)
 		lower(timeout_ms, t->relogin_ms);
 	if (t->login_req != 0)
 		lower(timeout_ms, t->login_due_ms);
+	if (t->say_ms != 0 && t->state == TALK_LOST)
+		lower(timeout_ms, t->say_ms);
 	return net_poll_before(t->net, fds, timeout_ms);
 }
 

@@ -54,6 +54,11 @@ struct talk {
 	int64_t id;
 	int64_t login_req;		/* 0: no login on the wire */
 	uint64_t login_due_ms, relogin_ms, lost_ms;
+	unsigned hops;			/* how often this login was sent to another server */
+	unsigned agains;		/* errno 9 in a row while coming back */
+	char *place;			/* where we were logged in last */
+	uint64_t say_ms;		/* when a move is told if it lasts; 0: nothing to tell */
+	char lost_why[300];
 	struct talk_answer login, reg;
 	char *reg_name, *reg_password;	/* to be sent when the connection is up */
 	bool ended;

@@ -42,6 +42,7 @@ def events(done, kind):
     (["-h", ""], "is no host"),
     (["-h", "[::1"], "is no host"),
     (["-h", "host:99999"], "is no port"),
+    (["-h", "one,,two"], "is no host"),
     (["--register", "17"], "is an id"),
     (["--password-file", "/nonexistent", "alice"], "No such file"),
     (["--password-file", "-", "alice"], "standard input"),
@@ -260,7 +261,8 @@ def test_json_is_documented_events(tmp_path, server):
                       ["addfriend:bob", "chat:bob:hi", "addfriend:nobody", "/groups"], "--json")
     assert done.returncode == 1
     assert not set("\x1b\x9b\u202e") & set(done.out)
-    assert done.events[0] == {"event": "login", "id": 1, "name": "alice", "again": False, "waiting": 2}
+    assert done.events[0] == {"event": "login", "id": 1, "name": "alice", "again": False,
+                              "server": f"127.0.0.1:{server.port}", "waiting": 2}
     assert done.events[1] == {
         "event": "message", "from": {"id": bob, "name": "bob"}, "to": {"id": alice, "name": "alice"},
         "text": 'quote " \x1b[2J \x9b2J \u202e', "time": "T", "ts": 1700000000000, "mid": "m1", "waiting": True}
