@@ -9,6 +9,7 @@ import struct
 import pytest
 
 from parleytest import *
+from parleytest.nginx import SAMPLE
 
 SIGNATURE = b"\r\n\r\n\0\r\nQUIT\n"
 TLVS = b"\x03\0\4\1\2\3\4" + b"\x04\0\x08" + bytes(8) + b"\x20\0\5\1\0\0\0\0"
@@ -298,3 +299,176 @@ def test_the_option_needs_a_restart(make_daemon):
     done = daemon.ctl("reload")
     assert done.returncode != 0 and "listen" in done.stderr + done.stdout, done
     behind(daemon, v1("203.0.113.1")).ping()
+
+
+# -- a real nginx, with the shipped configuration ------------------------------------------------
+
+
+def hosts(make_daemon, count=2, **conf):
+    return [make_daemon(start=False, **conf).listen_behind_proxy().start() for _ in range(count)]
+
+
+def servers(daemons, options="max_fails=1 fail_timeout=60s"):
+    return ["127.0.0.1:%d %s" % (daemon.proxy_port, options) for daemon in daemons]
+
+
+def through(daemon, address, source="127.0.0.1"):
+    """A connection through nginx; DAEMON only closes it at the end."""
+    client = daemon.connect(address=address, source=(source, 0))
+    client.ping(10)
+    return client
+
+
+def host_of(daemons, client):
+    """The number of the host that has the client, as the hosts themselves see it."""
+    name = "%s:%d" % client.local
+    found = [place for place, daemon in enumerate(daemons) if name in addresses(daemon)]
+    assert len(found) == 1, (name, found)
+    return found[0]
+
+
+def test_the_shipped_nginx_conf_is_accepted(make_nginx):
+    nginx = make_nginx(["127.0.0.1:6010"], start=False)
+    assert "warn" not in nginx.check()
+    text = nginx.sample()
+    for shown in ("proxy_protocol on;", "hash $remote_addr consistent;", "weight=2", "max_fails=2",
+                  "fail_timeout=10s", "proxy_connect_timeout", "so_keepalive=", "worker_rlimit_nofile"):
+        assert shown in text or shown in open(SAMPLE).read(), shown
+    # what stands in it as an example, but for the certificates that are not there
+    for block in re.findall(r"^\t#(?:server|upstream) .*\n(?:\t#.*\n)*", text, re.M):
+        if " ssl" not in block:
+            text = text.replace(block, re.sub("^\t#", "\t", block, flags=re.M))
+    text = re.sub(r"^#(worker_shutdown_timeout)", r"\1", text, flags=re.M)
+    assert "\n\tupstream parley_classic {" in text and "\nworker_shutdown_timeout" in text
+    nginx.write(text.replace("listen 6001", "listen 127.0.0.1:%d" % free_port()))
+    nginx.check()
+
+
+def test_turns_spread_over_the_hosts(make_daemon, make_nginx):
+    daemons = hosts(make_daemon)
+    nginx = make_nginx(servers(daemons))
+    clients = [through(daemons[0], nginx.address) for _ in range(12)]
+    places = [host_of(daemons, client) for client in clients]
+    assert sorted(places) == [0] * 6 + [1] * 6
+    six = daemons[0].connect(address=("::1", nginx.port))
+    six.ping()
+    assert "[::1]:%d" % six.local[1] in addresses(daemons[0]) + addresses(daemons[1])
+
+
+def test_weights(make_daemon, make_nginx):
+    daemons = hosts(make_daemon)
+    nginx = make_nginx(["127.0.0.1:%d weight=3" % daemons[0].proxy_port, "127.0.0.1:%d" % daemons[1].proxy_port])
+    for _ in range(12):
+        through(daemons[0], nginx.address)
+    assert [len(addresses(daemon)) for daemon in daemons] == [9, 3]
+
+
+def test_the_hash_sticks_to_the_address(make_daemon, make_nginx):
+    daemons = hosts(make_daemon, 3)
+    nginx = make_nginx(servers(daemons))
+    sources = ["127.0.%d.%d" % (n % 3, n + 1) for n in range(30)]
+
+    def places():
+        return [host_of(daemons, through(daemons[0], nginx.hash_address, source)) for source in sources]
+
+    before = places()
+    assert set(before) == {0, 1, 2}
+    assert places() == before                           # connected anew: the same host
+    nginx.write(servers=list(reversed(nginx.servers)))  # the order does not matter
+    nginx.reload()
+    assert places() == before
+    nginx.write(servers=servers(daemons[:2]))           # one host less: only its clients change places
+    nginx.reload()
+    after = places()
+    assert set(after) == {0, 1}
+    assert all(new == old for old, new in zip(before, after) if old != 2)
+
+
+def test_a_dead_host_is_left_out(make_daemon, make_nginx):
+    daemons = hosts(make_daemon)
+    nginx = make_nginx(servers(daemons))
+    sources = ["127.0.0.%d" % n for n in range(1, 21)]
+    before = [host_of(daemons, through(daemons[0], nginx.hash_address, source)) for source in sources]
+    assert set(before) == {0, 1}
+    lost = [through(daemons[0], nginx.address) for _ in range(6)]
+    with_one = [client for client in lost if host_of(daemons, client) == 1]
+    daemons[1].destroy()
+    for client in with_one:
+        client.wait_closed(clean=False)
+    for client in lost:
+        assert client in with_one or not client.eof
+    for source in sources:                              # turns, and by address: all are served
+        assert host_of(daemons[:1], through(daemons[0], nginx.address, source)) == 0
+        assert host_of(daemons[:1], through(daemons[0], nginx.hash_address, source)) == 0
+    daemons[1].start()
+    nginx.write(servers=servers(daemons))               # a reload forgets the failures
+    nginx.reload()
+    assert [host_of(daemons, through(daemons[0], nginx.hash_address, source)) for source in sources] == before
+
+
+def test_a_host_comes_back_after_fail_timeout(make_daemon, make_nginx):
+    daemons = hosts(make_daemon)
+    nginx = make_nginx(servers(daemons, "max_fails=1 fail_timeout=1s"))
+    daemons[1].stop()
+    for _ in range(4):
+        through(daemons[0], nginx.address)
+    daemons[1].start()
+    wait_until(lambda: through(daemons[0], nginx.address) and addresses(daemons[1]), 20,
+               "the host gets clients again")
+
+
+def test_an_idle_session_is_not_cut_off(make_daemon, make_nginx):
+    """Longer than keepalive on every side; the same with a short proxy_timeout ends it."""
+    daemon = hosts(make_daemon, 1, ping_seconds=0, keepalive_seconds=1)[0]
+    nginx = make_nginx(servers([daemon]))
+    text = nginx.sample()
+    nginx.write(re.sub(r"so_keepalive=\S+;", "so_keepalive=1s:1s:2;", text))
+    nginx.reload()
+    idle, short = daemon.account(), make_nginx(servers([daemon]), proxy_timeout="1s")
+    idle = daemon.login(idle, address=nginx.address)
+    cut = through(daemon, short.address)
+    holds_for(lambda: not idle.eof, 4, "an idle session goes on")
+    cut.wait_closed(5)
+    other = daemon.online(address=nginx.address)
+    assert other.chat_acked(idle, "still there?")["state"] == "delivered"
+    idle.expect(CHAT, msg="still there?")
+
+
+def test_sessions_outlive_a_reload_of_nginx(make_daemon, make_nginx):
+    daemons = hosts(make_daemon, 1)
+    nginx = make_nginx(servers(daemons))
+    one, two = (daemons[0].online(address=nginx.address) for _ in range(2))
+    nginx.reload()
+    three = daemons[0].online(address=nginx.address)
+    for sender, receiver in ((one, two), (two, three), (three, one)):
+        sender.chat(receiver, "after the reload")
+        receiver.expect(CHAT, msg="after the reload")
+
+
+def test_killed_nginx_costs_a_new_login(make_daemon, make_nginx):
+    daemon = hosts(make_daemon, 1)[0]
+    nginx = make_nginx(servers([daemon]))
+    one, two = (daemon.online(address=nginx.address) for _ in range(2))
+    two.chat(one, "before")
+    one.expect(CHAT, msg="before")
+    nginx.kill()
+    one.wait_closed(clean=False)
+    nginx.start()
+    again = daemon.relogin(one.account, address=nginx.address)
+    two = daemon.relogin(two.account, address=nginx.address)
+    assert two.chat_acked(again, "after")["state"] == "delivered"
+    assert sorted("%s:%d" % c.local for c in (again, two)) == addresses(daemon)
+
+
+def test_proxy_protocol_towards_a_plain_listener(make_daemon, make_nginx):
+    """The usual mistake, both ways round, ends with a plain word in the log or to the client."""
+    daemon = hosts(make_daemon, 1)[0]
+    wrong = make_nginx(["127.0.0.1:%d" % daemon.port])
+    client = daemon.connect(address=wrong.address)
+    client.send(PING)
+    assert client.expect(ERROR)["errno"] == MALFORMED
+    without = make_nginx(servers([daemon]), proxy_protocol="off")
+    client = daemon.connect(address=without.address)
+    client.send(PING)
+    client.wait_closed(clean=False)
+    daemon.wait_log("no PROXY header: bytes that begin no PROXY header")

@@ -6,6 +6,7 @@ from .cut import Cut, refused
 from .daemon import BUILD_DIR, Daemon, SANITIZED, free_port
 from .mariadb import MariaDB
 from .netns import Namespace
+from .nginx import Nginx
 from .poll import SCALE, Stopwatch, holds_for, wait_until
 from .redis import Redis, RedisError, Resp, Sentinel
 from .wire import *  # noqa: F401,F403  (the message names, meant to be used bare)

@@ -6,6 +6,7 @@ from .cluster import Cluster
 from .daemon import Daemon
 from .redis import Redis, Sentinel
 from .mariadb import MariaDB
+from .nginx import Nginx
 
 RAN = pytest.StashKey()
 
@@ -118,6 +119,22 @@ def daemon(shared, request):
                 shared.drop()
             except AssertionError:
                 pass
+
+
+@pytest.fixture
+def make_nginx():
+    """make_nginx(servers, directive=value, ...) starts an nginx in front of them."""
+    if not Nginx.available():
+        pytest.fail("nginx is not installed (make deps installs it)")
+    made = []
+
+    def make(servers, start=True, **directives):
+        made.append(Nginx(servers, **directives))
+        return made[-1].start() if start else made[-1]
+
+    yield make
+    for nginx in made:
+        nginx.destroy()
 
 
 @pytest.fixture(scope="session")
