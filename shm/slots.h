@@ -42,6 +42,7 @@ enum slot_state {
 	X(messages_out,    "chat messages written to clients") \
 	X(messages_local,  "chat messages handed over within the worker") \
 	X(messages_peer,   "chat messages sent to another worker") \
+	X(messages_far,    "chat messages sent to another host") \
 	X(messages_stored, "chat messages committed for later") \
 	X(messages_drained,"stored messages delivered") \
 	X(group_in,        "group messages committed") \

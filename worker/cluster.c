@@ -6,3 +6,4 @@ bool cluster_up(void) { return false; }
 bool cluster_draining(void) { return false; }
 void cluster_drain(bool on) { (void)on; }
 void cluster_look_again(void) { }
+void cluster_missed(void) { }

@@ -13,9 +13,12 @@
 #include "shm/fault.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cluster.h"
 #include "worker/index.h"
 #include "worker/ipc.h"
+#include "worker/link.h"
 #include "worker/lists.h"
+#include "worker/notice.h"
 #include "worker/peer.h"
 #include "worker/redo.h"
 #include "worker/route.h"
@@ -377,6 +380,19 @@ void group_catch_up(struct conn *c)
 
 /* ---- speaking ---- */
 
+/* One publish a host; those that it does not reach look into the store when Redis is back. */
+static void fan_out_far(const struct msg *m)
+{
+	struct item_group it = { .group = m->rcpt, .sender = m->sender, .number = m->row,
+	    .ts = m->ts, .body_len = m->body_len, .core_len = m->core_len };
+
+	memcpy(it.mid, m->mid, 16);
+	if (m->body_len > LINK_ITEM - sizeof it)
+		it.body_len = it.core_len = 0;
+	if (!link_send_all(LK_GROUP, &it, sizeof it, m->body, it.body_len))
+		notice_owe_all();
+}
+
 /* The fan-out: one packet a worker, then the sessions here. */
 static void fan_out(const struct msg *m)
 {
@@ -392,6 +408,8 @@ static void fan_out(const struct msg *m)
 	} else {
 		peer_send_all(IT_GROUP, &it, sizeof it, m->body, m->body_len);
 	}
+	if (cluster_on())
+		fan_out_far(m);
 	hear_all(&s);
 }
 
@@ -484,4 +502,6 @@ void group_dissolved(uint32_t group)
 
 	forget(group);
 	peer_send_all(IT_DISSOLVED, &it, sizeof it, NULL, 0);
+	it = (struct item_dissolved){ .group = group };
+	(void)link_send_all(LK_DISSOLVED, &it, sizeof it, NULL, 0);
 }

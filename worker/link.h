@@ -7,7 +7,8 @@
  *         session, the slot that asked, or all.
  * Loss    Redis carries a packet at most once. Each stream (host life, slot, generation) to a host
  *         counts its packets, and sends an empty one each heartbeat: the reader that misses one, or begins
- *         to read, has all sessions of its host look into the store (cluster_missed()). A PUBLISH that
+ *         to read, has all sessions of its host look into the store (cluster_missed()), and tells that
+ *         stream's worker (LK_MISSED), which sends what it still waits for again. A PUBLISH that
  *         nobody receives while the host's entry lives is tried again for a moment (a leader is being replaced);
  *         after it, and when Redis is lost, what was in it is gone: whoever sent an item that must not be lost
  *         waits for its answer, with a deadline.
@@ -55,6 +56,7 @@ enum link_type {
 	LK_FORGET,		/* an account was deleted */
 	LK_CALL,		/* a named method (call.h) */
 	LK_REPLY,		/* its answer, or a part of it */
+	LK_MISSED,		/* a packet of yours did not arrive: what you wait for, again */
 	LK_NTYPES
 };
 
@@ -72,6 +74,7 @@ struct link_verdict { struct item head; uint32_t slot, gen, ref, seq; int32_t re
 struct link_refused { struct item head; uint32_t slot, gen, ref, seq; };
 struct link_notice { struct item head; uint32_t slot, gen, user, token; };
 struct link_noticed { struct item head; uint32_t slot, gen, user, token; };
+struct link_missed { struct item head; uint32_t slot, gen; };	/* the stream's */
 /* LK_GROUP, LK_DISSOLVED, LK_FORGET are the items of peer.h with another type number. */
 struct link_presence { struct item head; uint32_t user, online; uint64_t login_ms; };
 struct link_call { struct item head; uint32_t slot, gen; uint64_t id; uint32_t wait_ms, name_len; };	/* name, then JSON */

@@ -12,7 +12,9 @@
  * Owner   exactly one worker answers for a message. msg.word = seq << 8 | state is the only word
  *         that another worker changes: the recipient's worker takes it (WAITING -> TAKEN), or the
  *         accepting one gives up (WAITING -> STORING), by compare-and-swap; one wins. seq grows
- *         whenever the chunk gets a new meaning, so a late claim finds nothing.
+ *         whenever the chunk gets a new meaning, so a late claim finds nothing. Between hosts there is
+ *         no such word: FAR ends by the other host's answer, or by this one's giving up, which stores it; should both store
+ *         it, the message id makes it one.
  * Order   msg.order counts acceptances of the slot; a successor stores in that order.
  * Body    dialect-free: `"id":1,"name":"a","to":2,"msg":"..","time":".."` (the core) and then
  *         the tail `,"x":..,"ts":..,"mid":"..","cid":".."`. A plain receiver gets both.
@@ -38,10 +40,13 @@ enum msg_state {
 	M_PREPARED,	/* HELD: copied, not yet taken from the accepting worker */
 	M_HELD,		/* HELD: written or about to be, unconfirmed */
 	M_STORED,	/* HELD: unconfirmed for long, committed to the store meanwhile */
-	M_DELETING	/* HELD: confirmed; its row is being deleted */
+	M_DELETING,	/* HELD: confirmed; its row is being deleted */
+	M_FAR		/* OUT: with another host, or on its way there: its answer decides */
 };
 
 enum msg_kind { MK_DIRECT = 1, MK_GROUP, MK_ROW, MK_GREF };
+
+#define FAR_REFUSED UINT32_MAX
 
 #define MF_CID    1u	/* the sender waits for CHAT_ACK */
 #define MF_SILENT 2u	/* HELD: the receiver does not confirm: written is delivered */
@@ -67,7 +72,10 @@ struct msg {
 	uint64_t since_ms;		/* monotonic, when this worker became its owner */
 	uint32_t n;			/* delivery number of an ack session */
 	uint32_t origin_slot, origin_ref, origin_seq;	/* HELD: the accepting worker's entry */
+	uint32_t origin_gen;		/* HELD, of another host: the accepting worker's generation */
+	uint64_t origin_host, origin_epoch;	/* that host and its life; 0: this host */
 	uint32_t lane_next;		/* OUT: next of its lane */
+	uint32_t far_k;			/* OUT, FAR: its number on the lane; 0 not sent, FAR_REFUSED */
 	uint32_t req_len;		/* OUT: the sender's `req`, behind the body; not copied */
 	uint32_t body_len, core_len;
 	uint32_t cid_off, cid_len;	/* the cid's text in the body, without quotes */

@@ -23,6 +23,8 @@ struct item;
 /* What has waited for it; TAG and TAG2 are the caller's. Runs once, perhaps at once. */
 typedef void notice_fn(uint64_t tag, uint64_t tag2);
 void notice_send(uint32_t user, notice_fn *done, uint64_t tag, uint64_t tag2);
+/* Something was committed that other hosts' sessions should have heard of, and could not. */
+void notice_owe_all(void);
 bool notice_pending(uint32_t user);
 /* Nothing more is waited for: what is asked is answered, what cannot be sent is kept. */
 bool notice_idle(void);

@@ -18,7 +18,9 @@
 #include "worker/conn.h"
 #include "worker/move.h"
 #include "worker/peer.h"
+#include "worker/notice.h"
 #include "worker/redo.h"
+#include "worker/route_in.h"
 #include "worker/session.h"
 #include "worker/store.h"
 #include "worker/sweep.h"
@@ -26,17 +28,6 @@
 #define BUCKETS 4096u
 #define TAKEN_CHECK_MS 1000
 #define LOOK_MS 10
-
-enum path { PATH_PEER, PATH_STORE };
-
-struct lane {
-	struct lane *next;
-	uint32_t srec, sgen, rcpt;
-	enum path path;
-	uint32_t slot, rrec, rgen;	/* PATH_PEER */
-	uint32_t count;			/* unresolved entries */
-	uint32_t head, tail;		/* those in the inbox, oldest first */
-};
 
 struct name { uint32_t ref, seq; uint64_t at_ms; };
 struct ring { struct name *v; uint32_t head, len, cap; };	/* cap is a power of two */
@@ -88,7 +79,7 @@ static struct msg *named(const struct name *n)
 
 /* ---- lanes ---- */
 
-static struct lane **lane_place(uint32_t srec, uint32_t sgen, uint32_t rcpt)
+struct lane **lane_place(uint32_t srec, uint32_t sgen, uint32_t rcpt)
 {
 	uint32_t h = (srec * 2654435761u) ^ (rcpt * 2246822519u);
 	struct lane **p = &lanes[h / (UINT32_MAX / BUCKETS + 1)];
@@ -98,7 +89,7 @@ static struct lane **lane_place(uint32_t srec, uint32_t sgen, uint32_t rcpt)
 	return p;
 }
 
-static struct lane *lane_make(const struct msg *m, enum path path)
+struct lane *lane_make(const struct msg *m, enum path path)
 {
 	struct lane **p = lane_place(m->srec, m->sgen, m->rcpt), *l = spare;
 	struct conn *c = conn_get(m->srec, m->sgen);
@@ -146,7 +137,7 @@ void route_closed(uint32_t srec, uint32_t sgen)
 }
 
 /* One entry of a lane is resolved. */
-static void lane_resolve(uint32_t srec, uint32_t sgen, uint32_t rcpt)
+void lane_resolve(uint32_t srec, uint32_t sgen, uint32_t rcpt)
 {
 	struct lane **p = lane_place(srec, sgen, rcpt), *l = *p;
 
@@ -206,6 +197,10 @@ void route_tell(struct msg *m, enum verdict v)
 	m->flags |= MF_TOLD;
 	if (m->origin_slot == UINT32_MAX) {
 		route_answer(m->srec, m->sgen, m->kind, v, m);
+		return;
+	}
+	if (m->origin_host != 0) {
+		far_tell(m, v);
 		return;
 	}
 	if (v >= 0 && !(m->flags & MF_CID))
@@ -270,6 +265,20 @@ static enum verdict verdict_of(int rc)
 	}
 }
 
+/* Committed, and whoever serves the recipient knows, or nobody does. */
+static void out_told(uint64_t ref, uint64_t seq)
+{
+	struct name n = { .ref = (uint32_t)ref, .seq = (uint32_t)seq };
+	struct msg *m = named(&n);
+
+	if (m == NULL)
+		return;
+	route_tell(m, V_STORED);
+	uint32_t srec = m->srec, sgen = m->sgen, rcpt = m->rcpt;
+	msg_free(n.ref);
+	lane_resolve(srec, sgen, rcpt);
+}
+
 static void out_stored(struct store_job *j, void *arg)
 {
 	struct name n = { .ref = (uint32_t)j->tag, .seq = (uint32_t)j->tag2 };
@@ -285,7 +294,8 @@ static void out_stored(struct store_job *j, void *arg)
 	if (j->rc == STORE_OK) {
 		COUNT(messages_stored);
 		FAULT("route.stored.1");	/* committed, and nobody was told */
-		route_notice(m->rcpt);	/* first: CHAT_ACK "stored" leaves after it */
+		notice_send(m->rcpt, out_told, n.ref, n.seq);
+		return;
 	}
 	route_tell(m, verdict_of(j->rc));
 	uint32_t srec = m->srec, sgen = m->sgen, rcpt = m->rcpt;
@@ -343,12 +353,12 @@ static uint32_t lane_revoke(struct lane *l)
 	return head;
 }
 
-static void lane_divert(struct lane *l)
+void lane_divert(struct lane *l)
 {
-	uint32_t next;
+	uint32_t next, ref = l->path == PATH_PEER ? lane_revoke(l) : far_revoke(l);
 
 	/* Claimed by us: the store is the one path that is always open. */
-	for (uint32_t ref = lane_revoke(l); ref != CHUNK_NONE; ref = next) {
+	for (; ref != CHUNK_NONE; ref = next) {
 		next = msg_at(ref)->lane_next;
 		msg_at(ref)->lane_next = CHUNK_NONE;
 		lane_to_store(l, ref);
@@ -366,37 +376,59 @@ static void deliver_here(struct conn *c, uint32_t ref)
 	session_deliver(c, ref);
 }
 
-/* The worker there knows nothing of that session: where is the recipient now? */
-static void lane_reroute(struct lane *l)
+/* All that nobody has taken goes to a session of this host. */
+static void lane_bend(struct lane *l, const struct sess_ref *to, struct conn *c)
 {
-	struct sess_ref to;
-	uint32_t ref, next, srec = l->srec, sgen = l->sgen, rcpt = l->rcpt;
-	bool found = sess_find(rcpt, &to) == SESS_OK && (to.rec != l->rrec || to.gen != l->rgen);
-	struct conn *c = found && to.slot == wk->slot ? conn_get(to.rec, to.gen) : NULL;
+	uint32_t next, srec = l->srec, sgen = l->sgen, rcpt = l->rcpt;
+	uint32_t ref = l->path == PATH_PEER ? lane_revoke(l) : far_revoke(l);
 
-	if (!found || (to.slot == wk->slot && (c == NULL || c->state == CONN_MOVING))) {
-		lane_divert(l);
-		return;
-	}
-	ref = lane_revoke(l);
-	l->slot = to.slot;
-	l->rrec = to.rec;
-	l->rgen = to.gen;
+	l->path = PATH_PEER;
+	l->slot = to->slot;
+	l->rrec = to->rec;
+	l->rgen = to->gen;
 	for (; ref != CHUNK_NONE; ref = next) {
 		next = msg_at(ref)->lane_next;
 		msg_at(ref)->lane_next = CHUNK_NONE;
 		if (c != NULL) {
 			deliver_here(c, ref);
 			lane_resolve(srec, sgen, rcpt);
+		} else if (l->path == PATH_STORE) {
+			lane_to_store(l, ref);
 		} else if (!lane_to_peer(l, ref)) {
 			lane_divert(l);
 		}
 	}
 }
 
+bool lane_go_home(struct lane *l)
+{
+	struct sess_ref to;
+
+	if (sess_find(l->rcpt, &to) != SESS_OK)
+		return false;
+	struct conn *c = to.slot == wk->slot ? conn_get(to.rec, to.gen) : NULL;
+	if (to.slot == wk->slot && (c == NULL || c->state == CONN_MOVING))
+		return false;
+	lane_bend(l, &to, c);
+	return true;
+}
+
+/* The worker there knows nothing of that session: where is the recipient now? */
+static void lane_reroute(struct lane *l)
+{
+	struct sess_ref to;
+	bool found = sess_find(l->rcpt, &to) == SESS_OK && (to.rec != l->rrec || to.gen != l->rgen);
+	struct conn *c = found && to.slot == wk->slot ? conn_get(to.rec, to.gen) : NULL;
+
+	if (!found || (to.slot == wk->slot && (c == NULL || c->state == CONN_MOVING)))
+		lane_divert(l);
+	else
+		lane_bend(l, &to, c);
+}
+
 /* ---- from here ---- */
 
-static void opened_by(uint32_t ref)
+void lane_opened(uint32_t ref)
 {
 	struct conn *c = conn_get(msg_at(ref)->srec, msg_at(ref)->sgen);
 
@@ -414,7 +446,7 @@ static void send_by_store(uint32_t ref)
 		return;
 	}
 	l->count++;
-	opened_by(ref);
+	lane_opened(ref);
 	lane_to_store(l, ref);
 }
 
@@ -428,7 +460,7 @@ static void send_by_peer(uint32_t ref, const struct sess_ref *to)
 		return;
 	}
 	l->count++;
-	opened_by(ref);
+	lane_opened(ref);
 	l->slot = to->slot;
 	l->rrec = to->rec;
 	l->rgen = to->gen;
@@ -451,13 +483,16 @@ void route_send(struct conn *c, uint32_t ref)
 			route_opened(c);
 			if (l->path == PATH_STORE)
 				lane_to_store(l, ref);
+			else if (l->path != PATH_PEER)
+				far_follow(l, ref);
 			else if (!lane_to_peer(l, ref))
 				lane_divert(l);
 			return;
 		}
 	}
 	if (sess_find(m->rcpt, &to) != SESS_OK) {
-		send_by_store(ref);
+		if (!far_send(ref))
+			send_by_store(ref);
 		return;
 	}
 	if (to.slot != wk->slot) {
@@ -519,7 +554,7 @@ static void taken_stored(struct store_job *j, void *arg)
 	if (m == NULL)
 		return;
 	if (j->rc == STORE_OK)
-		route_notice(m->rcpt);
+		notice_send(m->rcpt, NULL, 0, 0);
 	route_tell(m, verdict_of(j->rc));
 	msg_free(n.ref);
 }
@@ -572,14 +607,37 @@ bool route_idle(void)
 	return nlanes == 0;
 }
 
+void lane_each(void (*fn)(struct lane *l, void *arg), void *arg)
+{
+	struct { uint32_t srec, sgen, rcpt; } *all = malloc((nlanes + 1) * sizeof *all);
+	uint32_t n = 0;
+
+	ensure(all != NULL);
+	for (unsigned b = 0; b < BUCKETS; b++)
+		for (struct lane *l = lanes[b]; l != NULL; l = l->next) {
+			all[n].srec = l->srec;
+			all[n].sgen = l->sgen;
+			all[n++].rcpt = l->rcpt;
+		}
+	for (uint32_t i = 0; i < n; i++) {
+		struct lane *l = *lane_place(all[i].srec, all[i].sgen, all[i].rcpt);
+
+		if (l != NULL)
+			fn(l, arg);
+	}
+	free(all);
+}
+
+static void divert_one(struct lane *l, void *arg)
+{
+	(void)arg;
+	if (l->path != PATH_STORE)
+		lane_divert(l);
+}
+
 void route_divert_all(void)
 {
-	for (unsigned b = 0; b < BUCKETS; b++)
-		for (struct lane *l = lanes[b], *next; l != NULL; l = next) {
-			next = l->next;
-			if (l->path == PATH_PEER)
-				lane_divert(l);
-		}
+	lane_each(divert_one, NULL);
 }
 
 int route_init(void)
@@ -713,30 +771,4 @@ void route_on_notice(const struct item *it)
 		session_notice(c);
 	else
 		route_notice(n->user);		/* moved, or another session by now; nobody: fine */
-}
-
-/* ---- other hosts ---- */
-
-void route_on_far_deliver(struct host *from, const struct item *it)
-{
-	(void)from;
-	(void)it;
-}
-
-void route_on_far_verdict(struct host *from, const struct item *it)
-{
-	(void)from;
-	(void)it;
-}
-
-void route_on_far_refused(struct host *from, const struct item *it)
-{
-	(void)from;
-	(void)it;
-}
-
-void route_host_gone(struct host *h, uint64_t epoch)
-{
-	(void)h;
-	(void)epoch;
 }

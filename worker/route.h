@@ -1,7 +1,7 @@
 /*
  * route.h - where a chat message goes, and in which order: lanes, claims, verdicts.
  *
- * Scope   one-to-one messages between sessions of this host and the store.
+ * Scope   one-to-one messages between sessions of this host, other hosts (route_far.c) and the store.
  * Lane    (sender's connection, recipient). What is unresolved on a lane keeps it on its path
  *         (another worker's inbox, or the store): a later message takes another path only when
  *         every earlier one is resolved: taken by the recipient's worker, or committed and the
@@ -57,7 +57,12 @@ void route_divert_all(void);
 void route_on_far_deliver(struct host *from, const struct item *it);
 void route_on_far_verdict(struct host *from, const struct item *it);
 void route_on_far_refused(struct host *from, const struct item *it);
-/* A host's life is over, or the connection to Redis: what waits there goes another way. NULL: all. */
+void route_on_far_missed(struct host *from, const struct item *it);
+/* Packets to a host were lost, or (NULL) answers of any: what is unresolved is sent again. Whoever has it
+ * already answers, or will. */
+void route_resend(struct host *h);
+/* A host's life is over: what waits there goes another way. NULL: the connection to Redis is; what
+ * has no answer when it is not back soon is stored. */
 void route_host_gone(struct host *h, uint64_t epoch);
 
 void route_on_deliver(const struct item *it);

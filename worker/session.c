@@ -357,7 +357,7 @@ void session_deliver(struct conn *c, uint32_t ref)
 	}
 	/* What it was handed before goes first: should the session end, the store has all in order. */
 	store_held(c);
-	/* Taken from another worker: its sender's next messages may be here before it could hear of a
+	/* Taken from another worker, or host: its sender's next messages may be here before it could hear of a
 	 * refusal, so there is none: "stored" in the end, or too large for the quota. */
 	if (m->origin_slot != UINT32_MAX)
 		m->flags |= MF_MUST | MF_QUOTA;

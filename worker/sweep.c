@@ -23,6 +23,7 @@
 #include "worker/group.h"
 #include "worker/lists.h"
 #include "worker/msg.h"
+#include "worker/notice.h"
 #include "worker/presence.h"
 #include "worker/redo.h"
 #include "worker/route.h"
@@ -111,6 +112,20 @@ static bool add_cell(uint32_t rec, uint32_t slot)
 
 /* ---- jobs ---- */
 
+/* Committed, and whoever serves the recipient knows. Only now its sender may begin anew. */
+static void swept_told(uint64_t ref, uint64_t seq)
+{
+	struct msg *m = msg_of(wk->slot, (uint32_t)ref);
+
+	if (m == NULL || msg_seq(m) != (uint32_t)seq)
+		return;
+	uint32_t rrec = m->rrec, rgen = m->rgen, srec = m->srec, sgen = m->sgen;
+	route_tell(m, V_STORED);
+	msg_free((uint32_t)ref);
+	cell_put(rrec, rgen);
+	cell_put(srec, sgen);
+}
+
 static void swept_stored(struct store_job *j, void *arg)
 {
 	struct msg *m = msg_of(wk->slot, (uint32_t)j->tag);
@@ -124,13 +139,8 @@ static void swept_stored(struct store_job *j, void *arg)
 	}
 	if (j->rc != STORE_OK)
 		log_error("a message of user %u to %u cannot be stored: %d", m->sender, m->rcpt, j->rc);
-	uint32_t rrec = m->rrec, rgen = m->rgen, srec = m->srec, sgen = m->sgen;
 	COUNT(swept_messages);
-	route_notice(m->rcpt);
-	route_tell(m, V_STORED);
-	msg_free((uint32_t)j->tag);
-	cell_put(rrec, rgen);
-	cell_put(srec, sgen);
+	notice_send(m->rcpt, swept_told, j->tag, j->tag2);
 }
 
 void sweep_store(uint32_t ref)
@@ -247,6 +257,8 @@ static enum fate fate_of(struct msg *m, uint32_t slot)
 	case M_WAITING:
 		return msg_claim(m, msg_seq(m), M_WAITING, M_STORING) && !comes_again(m) ?
 		    FATE_STORE : FATE_FREE;
+	case M_FAR:
+		return comes_again(m) ? FATE_FREE : FATE_STORE;
 	case M_STORING:
 		if (m->flags & MF_GONE)
 			return FATE_GONE;
