@@ -17,6 +17,8 @@
 #include "worker/peer.h"
 #include "worker/presence.h"
 #include "worker/route.h"
+#include "worker/cluster.h"
+#include "worker/link.h"
 #include "worker/session.h"
 #include "worker/state.h"
 
@@ -54,6 +56,14 @@ HEAR(group_on_dissolved, item_dissolved, group)
 HEAR(presence_on_item, item_presence, user)
 HEAR(session_on_end, item_end, user)
 HEAR(cmd_on_forget, item_forget, user)
+HEAR(link_on_item, item_link, from_epoch)
+
+void cluster_look_again(void)
+{
+	const struct item it = { .type = IT_LOOK };
+
+	hear(&it, IT_LOOK);
+}
 
 void group_on_message(const struct item *it)
 {
@@ -178,6 +188,9 @@ static void test_every_type(void **state)
 	struct item_presence p = { .user = 7 };
 	struct item_end e = { .user = 8 };
 	struct item_forget f = { .user = 9 };
+	struct item_link l = { .from_epoch = 10 };
+	const struct item inner = { .type = 1, .len = sizeof inner };
+	struct item_look k = { .head = { .type = 0 } };
 
 	(void)state;
 	assert_true(deliver(2, 1));
@@ -189,6 +202,8 @@ static void test_every_type(void **state)
 	assert_true(peer_send(2, IT_PRESENCE, &p, sizeof p, NULL, 0));
 	assert_true(peer_send(2, IT_END, &e, sizeof e, NULL, 0));
 	assert_true(peer_send(2, IT_FORGET, &f, sizeof f, NULL, 0));
+	assert_true(peer_send(2, IT_LINK, &l, sizeof l, &inner, sizeof inner));
+	assert_true(peer_send(2, IT_LOOK, &k, sizeof k, NULL, 0));
 	peer_flush();
 	peer_read(inbox[2]);
 	assert_int_equal(nheard, IT_NTYPES - 1);
