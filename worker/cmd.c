@@ -360,11 +360,11 @@ static void dispatch(struct conn *c, struct req *rq, bool echo_good)
 		cmd->run(c, rq);
 }
 
-static struct msg_pair others[FRAME_MAX_VALUES];
+static struct json_pair others[FRAME_MAX_VALUES];
 
 void cmd_index(struct req *rq)
 {
-	struct msg_pair p;
+	struct json_pair p;
 
 	rq->others = others;
 	rq->nothers = 0;
@@ -381,13 +381,13 @@ void cmd_index(struct req *rq)
 	}
 }
 
-void cmd_frame(struct conn *c, const char *text, size_t len)
+void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_seen *seen)
 {
 	static struct req rq;		/* one at a time; large enough not to be cleared each time */
 	struct json_val v;
 	int64_t n;
 
-	if (json_parse(wk->json, text, len) != JSON_OK) {
+	if (json_parse_seen(wk->json, text, len, seen) != JSON_OK) {
 		COUNT(bad_frames);
 		cmd_bad_frame(c, json_why(wk->json));
 		return;

@@ -25,7 +25,7 @@ struct req {
 	/* The members that chat messages know, by name, and the others, in the order written: made by
 	 * one pass over the frame. JSON_NONE where there is none, or null. */
 	struct json_val known[MSG_NKEYS];
-	const struct msg_pair *others;
+	const struct json_pair *others;
 	size_t nothers;
 	char echo[PROTO_REQ_MAX * 6 + 3];	/* `req` as a ready JSON value, "" for none */
 };
@@ -38,7 +38,7 @@ static inline bool cmd_get(const struct req *rq, enum msg_key key, struct json_v
 
 /* Fills in known and others from json and root. */
 void cmd_index(struct req *rq);
-void cmd_frame(struct conn *c, const char *text, size_t len);
+void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_seen *seen);
 void cmd_bad_frame(struct conn *c, const char *why);
 void cmd_ping(struct conn *c);		/* a PING of ours */
 

@@ -583,6 +583,7 @@ static bool read_header(struct conn *c)
 void conn_parse(struct conn *c)
 {
 	struct rec *r = c->r;
+	struct frame_seen seen;
 	int frames = 0;
 
 	if ((r->flags & REC_HEADER) && !read_header(c))
@@ -598,8 +599,8 @@ void conn_parse(struct conn *c)
 			conn_unblock(c);
 			return;
 		}
-		enum frame_rc rc = frame_next(&c->scan, (char *)ch->data,
-		    (size_t)(r->rend - ch->base), wk->conf.max_frame, &start, &end);
+		enum frame_rc rc = frame_find(&c->scan, (char *)ch->data,
+		    (size_t)(r->rend - ch->base), wk->conf.max_frame, &start, &end, &seen);
 		if (rc == FRAME_MORE) {
 			if (frame_idle(&c->scan)) {
 				r->rpos = r->rend;
@@ -621,7 +622,7 @@ void conn_parse(struct conn *c)
 		}
 		COUNT(frames_in);
 		r->rpos = ch->base + end;
-		cmd_frame(c, (char *)ch->data + start, end - start);
+		cmd_frame(c, (char *)ch->data + start, end - start, &seen);
 	}
 	if (c->eof && c->state == CONN_OPEN && !c->blocked && !c->paused && !c->throttled &&
 	    !c->leaving)

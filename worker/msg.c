@@ -220,7 +220,7 @@ enum msg_key msg_key_of(const struct json_val *name)
 	return MSG_K_OTHER;
 }
 
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct msg_pair *carried,
+void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json_pair *carried,
     size_t n, struct msg_marks *marks_r)
 {
 	char hex[33];
@@ -274,7 +274,7 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
     size_t len, uint32_t sender, const unsigned char mid[16], uint64_t ts, uint64_t row)
 {
 	struct json *j = wk->json2;
-	static struct msg_pair pairs[FRAME_MAX_VALUES];
+	static struct json_pair pairs[FRAME_MAX_VALUES];
 	struct json_val root, v, name, rcpt, cid;
 	size_t npairs = 0;
 	struct msg_parts parts = { .sender = sender, .ts = ts };

@@ -141,10 +141,8 @@ enum msg_key { MSG_K_OTHER = 0, MSG_K_MSGID, MSG_K_ID, MSG_K_NAME, MSG_K_TO, MSG
 	MSG_NKEYS };
 enum msg_key msg_key_of(const struct json_val *name);
 
-struct msg_pair { struct json_val key, val; };
-
 /* Writes the body to W: the core from PARTS, the N pairs that are carried through, ts, mid, cid. */
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct msg_pair *carried,
+void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json_pair *carried,
     size_t n, struct msg_marks *marks_r);
 
 void msg_hex(const unsigned char mid[16], char out[33]);

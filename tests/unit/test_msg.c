@@ -58,7 +58,7 @@ static uint32_t entry(const struct sent *s)
 	    .name_len = strlen(s->name), .time_text = "2026-01-31 10:11:12", .ts = 1234567890123,
 	    .cid = s->cid, .cid_len = s->cid != NULL ? strlen(s->cid) : 0 };
 	struct json_out w;
-	static struct msg_pair carried[32];
+	static struct json_pair carried[32];
 	struct msg_marks marks;
 	struct json_val root;
 	size_t n = 0;

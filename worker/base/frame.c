@@ -1,9 +1,11 @@
 /*
  * A pushdown scanner with one state byte, so that a session's whole parse fits in its record.
  *
- * Every byte goes through step(), but for the plain bytes of strings, which are most of what
- * arrives: those are skipped eight at a time. The struct is copied to a local for the length of
- * a call, which keeps its fields in registers.
+ * A frame that begins and ends in the buffer, as nearly all do, is taken by whole(): straight
+ * code, with the plain bytes of strings skipped many at a time. It only ever says yes. Whatever it
+ * does not like, or does not see the end of, goes byte by byte through step(), which says what is
+ * wrong, and where, however the stream was cut. There the struct is copied to a local for the
+ * length of a call, which keeps its fields in registers.
  *
  * What is refused early: a number such as 01 at its 1, \u0000 at its last digit, a lone low
  * surrogate at its second digit (no byte that follows could mend it), and a frame that has
@@ -12,6 +14,10 @@
 #include "worker/base/frame.h"
 
 #include <string.h>
+
+#ifdef __SSE2__
+#include <emmintrin.h>
+#endif
 
 enum {
 	ST_IDLE,		/* between frames; zero, so that zero bytes are a fresh scanner */
@@ -69,7 +75,7 @@ static const char literals[] = "true\0false\0null";
 
 static inline int is_space(unsigned char c)
 {
-	return c == ' ' || c == '\n' || c == '\r' || c == '\t';
+	return c <= ' ' && (c == ' ' || c == '\n' || c == '\r' || c == '\t');
 }
 
 static inline int is_digit(unsigned char c)
@@ -328,27 +334,198 @@ static inline enum why step(struct frame *f, unsigned char c, unsigned max_value
 	}
 }
 
+#define ALWAYS_INLINE inline __attribute__((always_inline))
+
 #define ONES  0x0101010101010101u
 #define HIGHS 0x8080808080808080u
 
-/* The first byte from AT that is not a plain one of a string: a quote, a backslash, a control
- * character or part of UTF-8. A borrow in the arithmetic can only stop the skipping early. */
-static inline size_t skip_plain(const char *buf, size_t at, size_t end)
+/* Is B no plain byte of a string: a quote, a backslash, a control character or part of UTF-8? */
+static inline bool is_odd(unsigned char b)
 {
-	uint64_t x, quote, slash;
+	return b < 0x20 || b >= 0x80 || b == '"' || b == '\\';
+}
 
-	for (; end - at >= 8; at += 8) {
-		memcpy(&x, buf + at, 8);
+/* The first odd byte from P on, END where there is none. */
+static ALWAYS_INLINE const char *skip_plain(const char *p, const char *end)
+{
+#ifdef __SSE2__
+	/* As signed bytes, what is less than a space is a control character or part of UTF-8. */
+	for (; end - p >= 16; p += 16) {
+		__m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
+		__m128i odd = _mm_or_si128(_mm_cmplt_epi8(x, _mm_set1_epi8(' ')),
+		    _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('"')),
+		    _mm_cmpeq_epi8(x, _mm_set1_epi8('\\'))));
+		int at = _mm_movemask_epi8(odd);
+
+		if (at != 0)
+			return p + __builtin_ctz((unsigned)at);
+	}
+#endif
+	/* A borrow in the arithmetic can only stop the skipping early. */
+	for (uint64_t x, quote, slash; end - p >= 8; p += 8) {
+		memcpy(&x, p, 8);
 		quote = x ^ ONES * '"';
 		slash = x ^ ONES * '\\';
 		if (((x | (x - ONES * 0x20) | (quote - ONES) | (slash - ONES)) & HIGHS) != 0)
 			break;
 	}
-	while (at < end && (unsigned char)buf[at] >= 0x20 && buf[at] != '"' && buf[at] != '\\' &&
-	    (unsigned char)buf[at] < 0x80)
-		at++;
-	return at;
+	while (p < end && !is_odd((unsigned char)*p))
+		p++;
+	return p;
 }
+
+/* ---- a frame in one go ---- */
+
+static inline const char *skip_space(const char *p, const char *end)
+{
+	while (p < end && is_space((unsigned char)*p))
+		p++;
+	return p;
+}
+
+/* Behind the character of UTF-8, or the escape, at P; NULL: wrong, or cut off. */
+static const char *skip_odd(const char *p, const char *end)
+{
+	struct frame s = { .state = ST_STRING };
+
+	do {
+		if (p == end || string_byte(&s, (unsigned char)*p++) != WHY_GOOD)
+			return NULL;
+	} while (s.state != ST_STRING);
+	return p;
+}
+
+/* Behind the closing quote of the string whose first byte is at P. */
+static ALWAYS_INLINE const char *skip_string(const char *p, const char *end, bool *odd_r)
+{
+	for (p = skip_plain(p, end); p != end; p = skip_plain(p, end)) {
+		if (*p == '"')
+			return p + 1;
+		*odd_r = true;
+		do
+			p = skip_odd(p, end);
+		while (p != NULL && p != end && (unsigned char)*p >= 0x80);
+		if (p == NULL)
+			return NULL;
+	}
+	return NULL;
+}
+
+/* Behind a run of digits; NULL where there is none. */
+static inline const char *skip_digits(const char *p, const char *end)
+{
+	const char *from = p;
+
+	while (p < end && is_digit((unsigned char)*p))
+		p++;
+	return p == from ? NULL : p;
+}
+
+/* Behind the number at P; what follows it is the caller's to look at. ODD: a double may not hold it. */
+static inline const char *skip_number(const char *p, const char *end, bool *odd_r)
+{
+	const char *all = p, *from;
+
+	if (*p == '-')
+		p++;
+	from = p;
+	p = skip_digits(p, end);
+	if (p == NULL || (*from == '0' && p - from > 1))
+		return NULL;
+	if (p < end && *p == '.' && (p = skip_digits(p + 1, end)) == NULL)
+		return NULL;
+	if (p < end && (*p | 0x20) == 'e') {
+		*odd_r = true;
+		p++;
+		p = skip_digits(p + (p < end && (*p == '+' || *p == '-')), end);
+	}
+	if (p != NULL && p - all > 300)
+		*odd_r = true;
+	return p;
+}
+
+static const char *skip_literal(const char *p, const char *end)
+{
+	size_t left = (size_t)(end - p);
+
+	if (left >= 4 && (memcmp(p, "true", 4) == 0 || memcmp(p, "null", 4) == 0))
+		return p + 4;
+	return left >= 5 && memcmp(p, "false", 5) == 0 ? p + 5 : NULL;
+}
+
+/* The value of a member stands behind its name and a colon. NULL: not so. */
+static ALWAYS_INLINE const char *skip_name(const char *p, const char *end, bool *odd_r)
+{
+	if (p == end || *p != '"')
+		return NULL;
+	p = skip_string(p + 1, end, odd_r);
+	if (p == NULL)
+		return NULL;
+	p = skip_space(p, end);
+	return p == end || *p != ':' ? NULL : skip_space(p + 1, end);
+}
+
+static ALWAYS_INLINE const char *skip_simple(const char *p, const char *end, const char *frame,
+    struct frame_seen *seen, bool *odd_r)
+{
+	const char *from = p;
+	bool any;
+
+	if (*p != '"')
+		return *p == '-' || is_digit((unsigned char)*p) ? skip_number(p, end, odd_r) :
+		    skip_literal(p, end);
+	p = skip_string(p + 1, end, &any);
+	if (p != NULL && p - from >= FRAME_LONG && seen->nlongs < FRAME_LONGS) {
+		seen->longs[seen->nlongs].at = (uint32_t)(from - frame);
+		seen->longs[seen->nlongs++].end = (uint32_t)(p - frame);
+	}
+	return p;
+}
+
+/* Behind the frame at P, *VALUES_R of them in it; NULL: step() must look at it. */
+static const char *whole(const char *p, const char *end, unsigned max_values, uint16_t *values_r,
+    struct frame_seen *seen)
+{
+	const char *frame = p++;
+	uint32_t objects = 1, depth = 1, values = 1;	/* bit i of objects: level i is one */
+	bool odd = false, first = true;
+
+	seen->simple = true;
+	for (;;) {
+		p = skip_space(p, end);
+		if (!first || p == end || (*p != '}' && *p != ']')) {
+			if ((objects & 1) != 0 && (p = skip_name(p, end, &odd)) == NULL)
+				return NULL;
+			if (p == end || ++values > max_values)
+				return NULL;
+			first = *p == '{' || *p == '[';
+			if (first) {
+				if (depth++ == FRAME_MAX_DEPTH)
+					return NULL;
+				objects = objects << 1 | (*p++ == '{');
+				seen->simple = false;
+				continue;
+			}
+			if ((p = skip_simple(p, end, frame, seen, &odd)) == NULL)
+				return NULL;
+		}
+		for (p = skip_space(p, end); p != end && *p != ','; p = skip_space(p, end)) {
+			if (*p++ != ((objects & 1) != 0 ? '}' : ']'))
+				return NULL;
+			if (--depth == 0) {
+				seen->simple = seen->simple && !odd;
+				*values_r = (uint16_t)values;
+				return p;
+			}
+			objects >>= 1;
+		}
+		if (p++ == end)
+			return NULL;
+		first = false;
+	}
+}
+
+/* ---- byte by byte ---- */
 
 /* Skips what may stand between frames and begins one. */
 static enum why find_start(struct frame *f, const char *buf, size_t len)
@@ -374,21 +551,34 @@ static enum frame_rc stop(struct frame *f, const struct frame *s, enum why why)
 	return why == WHY_GOOD ? FRAME_MORE : FRAME_BAD;
 }
 
-enum frame_rc frame_next_values(struct frame *f, const char *buf, size_t len, size_t max,
-    unsigned max_values, size_t *start_r, size_t *end_r)
+static enum frame_rc find(struct frame *f, const char *buf, size_t len, size_t max,
+    unsigned max_values, size_t *start_r, size_t *end_r, struct frame_seen *seen)
 {
 	struct frame s = *f;
 	enum why why = s.bad;
+	bool fresh = s.depth == 0;
 	size_t at, end;
 
-	if (why == WHY_GOOD && s.depth == 0)
+	if (why == WHY_GOOD && fresh)
 		why = find_start(&s, buf, len);
 	if (why != WHY_GOOD || s.depth == 0)
 		return stop(f, &s, why);
 	end = len - s.start > max ? s.start + max : len;
+	if (fresh) {
+		const char *p = whole(buf + s.start, buf + end, max_values, &s.values, seen);
+
+		if (p != NULL) {
+			*start_r = s.start;
+			*end_r = (size_t)(p - buf);
+			f->values = s.values;
+			f->pos = (uint32_t)*end_r;
+			return FRAME_ONE;
+		}
+		*seen = (struct frame_seen){ 0 };
+	}
 	for (at = s.pos; at < end; at++) {
 		if (s.state == ST_STRING) {
-			at = skip_plain(buf, at, end);
+			at = (size_t)(skip_plain(buf + at, buf + end) - buf);
 			if (at == end)
 				break;
 		}
@@ -409,10 +599,27 @@ enum frame_rc frame_next_values(struct frame *f, const char *buf, size_t len, si
 	return stop(f, &s, why);
 }
 
+enum frame_rc frame_next_values(struct frame *f, const char *buf, size_t len, size_t max,
+    unsigned max_values, size_t *start_r, size_t *end_r)
+{
+	struct frame_seen seen;
+
+	seen.nlongs = 0;
+	return find(f, buf, len, max, max_values, start_r, end_r, &seen);
+}
+
 enum frame_rc frame_next(struct frame *f, const char *buf, size_t len, size_t max,
     size_t *start_r, size_t *end_r)
 {
 	return frame_next_values(f, buf, len, max, FRAME_MAX_VALUES, start_r, end_r);
+}
+
+enum frame_rc frame_find(struct frame *f, const char *buf, size_t len, size_t max,
+    size_t *start_r, size_t *end_r, struct frame_seen *seen_r)
+{
+	seen_r->nlongs = 0;
+	seen_r->simple = false;
+	return find(f, buf, len, max, FRAME_MAX_VALUES, start_r, end_r, seen_r);
 }
 
 void frame_init(struct frame *f)

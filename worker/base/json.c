@@ -292,6 +292,24 @@ static bool same_name(const struct json *j, int a, int b)
 	return same_meaning(sa, tok_len(ta), sb, tok_len(tb));
 }
 
+/* Names of which each has a length, a first or a last letter of its own are soon told apart. */
+static bool may_repeat(const struct json *j)
+{
+	uint64_t had = 0, bit;
+
+	for (int t = 1; t < j->ntok; t += 2) {
+		const char *s = j->text + j->tok[t].start;
+		size_t len = tok_len(&j->tok[t]);
+
+		bit = len == 0 ? 1 : UINT64_C(1) << ((unsigned char)s[0] + 7u * (unsigned char)s[len - 1] +
+		    11u * len) % 64;
+		if ((had & bit) != 0)
+			return true;
+		had |= bit;
+	}
+	return false;
+}
+
 static bool repeats_among_few(const struct json *j, int obj)
 {
 	int names[FEW], count = j->tok[obj].size;
@@ -366,28 +384,69 @@ static int validate(struct json *j, const char **text, size_t *len)
 	return JSON_OK;
 }
 
-int json_parse(struct json *j, const char *text, size_t len)
+/*
+ * jsmn stops where it is told that the text ends and goes on from there. So long strings, whose ends
+ * are known, are not read again: what it would make of each is put among its tokens here.
+ */
+static int tokenize(struct json *j, const char *text, size_t len, const struct frame_seen *seen)
 {
 	jsmn_parser parser;
+
+	jsmn_init(&parser);
+	for (unsigned i = 0; i < seen->nlongs; i++) {
+		int rc = jsmn_parse(&parser, text, seen->longs[i].at, j->tok, (unsigned)j->max_tok);
+
+		if (rc != JSMN_ERROR_PART || parser.toknext >= (unsigned)j->max_tok || parser.toksuper < 0)
+			return rc < 0 ? rc : JSMN_ERROR_INVAL;
+		j->tok[parser.toksuper].size++;
+		j->tok[parser.toknext++] = (jsmntok_t){ .type = JSMN_STRING, .parent = parser.toksuper,
+		    .start = (int)seen->longs[i].at + 1, .end = (int)seen->longs[i].end - 1 };
+		parser.pos = seen->longs[i].end;
+	}
+	return jsmn_parse(&parser, text, len, j->tok, (unsigned)j->max_tok);
+}
+
+/* What walk_tokens() and check_names() do, for a simple frame: names and values take turns. */
+static int walk_simple(struct json *j)
+{
+	j->tok[0].parent = j->ntok;
+	for (int t = 1; t < j->ntok; t += 2)
+		j->tok[t].size = KEY_PLAIN;
+	return may_repeat(j) ? check_names(j) : JSON_OK;
+}
+
+int json_parse_seen(struct json *j, const char *text, size_t len, const struct frame_seen *seen)
+{
+	int rc;
+
+	j->text = text;
+	j->ntok = tokenize(j, text, len, seen);
+	if (j->ntok == JSMN_ERROR_NOMEM)
+		return fail(j, JSON_ESYNTAX, "too many values in one frame");
+	if (j->ntok <= 0 || j->tok[0].type != JSMN_OBJECT)
+		return fail(j, JSON_ESYNTAX, "not a JSON object");
+	if (seen->simple && j->ntok == j->tok[0].size * 2 + 1) {
+		rc = walk_simple(j);
+	} else {
+		rc = walk_tokens(j);
+		if (rc == JSON_OK)
+			rc = check_names(j);
+	}
+	if (rc == JSON_OK)
+		j->why = "nothing is wrong";
+	return rc;
+}
+
+int json_parse(struct json *j, const char *text, size_t len)
+{
+	static const struct frame_seen nothing;
 	int rc;
 
 	if (len > INT32_MAX)
 		return fail(j, JSON_ESYNTAX, "the text is too long");
 	if ((j->flags & JSON_UNTRUSTED) != 0 && (rc = validate(j, &text, &len)) != JSON_OK)
 		return rc;
-	jsmn_init(&parser);
-	j->text = text;
-	j->ntok = jsmn_parse(&parser, text, len, j->tok, (unsigned)j->max_tok);
-	if (j->ntok == JSMN_ERROR_NOMEM)
-		return fail(j, JSON_ESYNTAX, "too many values in one frame");
-	if (j->ntok <= 0 || j->tok[0].type != JSMN_OBJECT)
-		return fail(j, JSON_ESYNTAX, "not a JSON object");
-	rc = walk_tokens(j);
-	if (rc == JSON_OK)
-		rc = check_names(j);
-	if (rc == JSON_OK)
-		j->why = "nothing is wrong";
-	return rc;
+	return json_parse_seen(j, text, len, &nothing);
 }
 
 const char *json_why(const struct json *j)
@@ -458,6 +517,19 @@ bool json_next(const struct json *j, struct json_it *it, struct json_val *key_r,
 	*val_r = value_at(j, it->tok);
 	it->tok = behind(j, it->tok);
 	return true;
+}
+
+size_t json_members(const struct json *j, struct json_pair *pairs, size_t cap)
+{
+	size_t count = j->ntok > 0 ? (size_t)j->tok[0].size : 0, n;
+
+	for (n = 0; n < count && n < cap; n++) {
+		int t = n == 0 ? 1 : behind(j, pairs[n - 1].val.tok);
+
+		pairs[n].key = value_at(j, t);
+		pairs[n].val = value_at(j, t + 1);
+	}
+	return n;
 }
 
 bool json_get(const struct json *j, const struct json_val *obj, const char *name,
