@@ -855,6 +855,23 @@ void session_on_end(const struct item *it)
 	session_end_notice(c, reason, CLOSE_ENDED);
 }
 
+bool session_end_user(uint32_t user, const char *reason, uint64_t login)
+{
+	struct sess_ref to;
+	struct item_end it = { .user = user };
+
+	if (sess_find(user, &to) != SESS_OK || (login != 0 && login != to.login))
+		return false;
+	it.rrec = to.rec;
+	it.rgen = to.gen;
+	strncpy(it.reason, reason, sizeof it.reason - 1);
+	if (to.slot == wk->slot)
+		session_on_end(&it.head);
+	else
+		(void)peer_send(to.slot, IT_END, &it, sizeof it, NULL, 0);
+	return true;
+}
+
 /* ---- cursors ---- */
 
 static void cursors_saved(struct store_job *j, void *arg)

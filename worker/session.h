@@ -74,6 +74,11 @@ void session_finished(struct conn *c);
 /* SESSION_END with a reason, then the end of the connection. */
 void session_end_notice(struct conn *c, const char *reason, enum close_why why);
 void session_on_end(const struct item *it);
+/*
+ * Ends the session of a user wherever on this host it is, unless LOGIN is not 0 and not its login
+ * number. False: there is none.
+ */
+bool session_end_user(uint32_t user, const char *reason, uint64_t login);
 
 /* A group cursor of the session moved. */
 void session_cursor_dirty(struct conn *c);
