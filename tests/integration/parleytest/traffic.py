@@ -104,3 +104,31 @@ def in_order(texts, tag):
     """The numbers that follow TAG in TEXTS are ascending."""
     numbers = [int(text.rsplit(" ", 1)[1]) for text in texts if text.rsplit(" ", 1)[0] == tag]
     return numbers == sorted(numbers)
+
+
+class Confirmer:
+    """Confirms what an `ack` session has been sent, a moment after it came, until the session ends."""
+
+    def __init__(self, client):
+        self.client, self.confirmed = client, 0
+        self.stopped = threading.Event()
+        self.thread = threading.Thread(target=self.run, daemon=True)
+        self.thread.start()
+
+    def run(self):
+        try:
+            while not self.stopped.is_set() and not self.client.eof and not self.client.closed:
+                count = self.client.count()
+                if count > self.confirmed:
+                    self.client.send(RECEIVED, n=count)
+                    self.confirmed = count
+                try:
+                    self.client.wait(lambda c: c.eof or c.count() > self.confirmed, 0.1)
+                except AssertionError:
+                    pass                    # nothing new
+        except OSError:
+            pass                            # it ended
+
+    def stop(self):
+        self.stopped.set()
+        self.thread.join(10)
