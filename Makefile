@@ -107,7 +107,8 @@ install: all	## install programs, man pages, sample configuration and service fi
 		$(D)$(MANDIR)/man1 $(D)$(MANDIR)/man5 $(D)$(MANDIR)/man8 $(D)/etc/init.d $(D)/etc/logrotate.d
 	install -m 755 $(O)/parley $(D)$(PREFIX)/bin/
 	install -m 755 $(O)/parleyd $(O)/parleyctl $(D)$(PREFIX)/sbin/
-	install -m 644 etc/parleyd.conf README.md LICENSE worker/PROTOCOL.md $(D)$(DOCDIR)/
+	install -m 644 etc/parleyd.conf etc/nginx.conf etc/cluster.md etc/lvs.md README.md LICENSE worker/PROTOCOL.md \
+		$(D)$(DOCDIR)/
 	test -e $(D)$(SYSCONFDIR)/parleyd.conf || install -m 640 $(D)$(DOCDIR)/parleyd.conf $(D)$(SYSCONFDIR)/
 	$(PLACE) etc/parleyd.service > $(D)$(UNITDIR)/parleyd.service
 	$(PLACE) etc/parleyd.init > $(D)/etc/init.d/parleyd
