@@ -25,6 +25,7 @@
 #define SETTLE_MS    60000
 #define OUT_HIGH     (64u << 10)	/* long answers pause there */
 #define OUT_MAX      (8u << 20)
+#define HOST_ID_BYTES 65		/* with its end */
 #define SESSION_STEP 2000		/* records looked at in one turn */
 
 /* --- Output ----------------------------------------------------------------------------------- */
@@ -124,6 +125,7 @@ struct request {
 	char cmd[32];
 	unsigned nargs;
 	char arg[2][64];		/* the first ones; the rest is for workers to read */
+	bool elsewhere;			/* for another host: a worker sends it there */
 };
 
 static void cmd_status(struct control_conn *k, const struct request *rq)
@@ -255,9 +257,12 @@ static void hand_on(struct control_conn *k)
 
 /* --- Requests --------------------------------------------------------------------------------- */
 
-static int parse_request(struct json *j, const char *line, size_t len, struct request *rq)
+/* SELF is our host's id; a name that is too long for one is another's. */
+static int parse_request(struct json *j, const char *line, size_t len, const char *self,
+    struct request *rq)
 {
 	struct json_val root, v, key;
+	char host[HOST_ID_BYTES];
 
 	*rq = (struct request){ .cmd = "" };
 	if (json_parse(j, line, len) != 0)
@@ -265,6 +270,11 @@ static int parse_request(struct json *j, const char *line, size_t len, struct re
 	root = json_root(j);
 	if (!json_get(j, &root, "cmd", &v) || json_text(&v, rq->cmd, sizeof rq->cmd, NULL) != 0)
 		return -1;
+	if (json_get(j, &root, "host", &v)) {
+		if (v.type != JSON_STRING)
+			return -1;
+		rq->elsewhere = json_text(&v, host, sizeof host, NULL) != 0 || strcmp(host, self) != 0;
+	}
 	if (!json_get(j, &root, "args", &v))
 		return 0;
 	if (v.type != JSON_ARRAY)
@@ -286,12 +296,13 @@ static void run_request(struct control_conn *k)
 {
 	struct request rq;
 
-	if (parse_request(k->control->json, k->in, k->in_len, &rq) < 0) {
+	if (parse_request(k->control->json, k->in, k->in_len, k->control->host.report.host_id,
+	    &rq) < 0) {
 		finish(k, 1, "the request is malformed");
 		return;
 	}
 	log_debug("control: %s", rq.cmd);
-	for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+	for (size_t i = 0; !rq.elsewhere && i < sizeof commands / sizeof *commands; i++)
 		if (strcmp(commands[i].name, rq.cmd) == 0) {
 			commands[i].run(k, &rq);
 			return;

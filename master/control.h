@@ -5,7 +5,8 @@
  *         number of lines, each a JSON object, and a last one
  *         {"done":true,"code":0,"message":"..."}; then the connection ends. What shared memory can
  *         answer is answered here and works while workers hang; the rest is handed to a
- *         worker together with the connection.
+ *         worker together with the connection, and so is what names another host:
+ *         {"host":"ID",...}. A request that came from another host says "ctl":true.
  * Limits  CONTROL_CONNS connections, CONTROL_REQUEST bytes a request, a time-out for the request
  *         and for a reader that does not read. Long answers are made while the reader takes them.
  * Rights  the socket's mode is 0600: whoever may open it may do everything.

@@ -7,6 +7,7 @@
 #include "worker/admin.h"
 
 #include <errno.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -15,46 +16,29 @@
 #include <sodium.h>
 
 #include "shm/sess.h"
+#include "worker/admin_part.h"
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cluster.h"
 #include "worker/cmd.h"
 #include "worker/loop.h"
-#include "worker/peer.h"
 #include "worker/session.h"
 #include "worker/state.h"
 #include "worker/store.h"
 
 #define ADMIN_MAX  16
 #define LINE_MAX_  8192u		/* a line of an import */
-#define OUT_LOW    65536u
 #define WHO_STEP   2000u		/* records a turn */
-#define BATCH      500u			/* accounts in one import job */
 #define HASHES     2u			/* hashes under way for an import */
 #define QUIET_MS   60000
 
 enum job_kind { DO_ADD, DO_PASSWD, DO_DEL, DO_KICK, DO_TOKEN };
 
-struct admin {
-	struct watch w;
-	uint64_t number;
-	bool used, done, importing, input_end, who;
-	uint32_t pending;
-	char *in, *out;
-	size_t in_len, out_len, out_pos, out_cap;
-	uint32_t who_next, imported, failed, shown;
-	int code;
-	char message[160];
-	struct store_row rows[BATCH];
-	uint32_t lines[BATCH], nrows;
-	uint32_t hashing;
-	struct timer quiet;
-};
-
 static struct admin *admins[ADMIN_MAX];
 static uint64_t next_number = 1;
 
-static struct admin *by_number(uint64_t n)
+struct admin *admin_find(uint64_t n)
 {
 	for (int i = 0; i < ADMIN_MAX; i++)
 		if (admins[i] != NULL && admins[i]->used && admins[i]->number == n)
@@ -64,14 +48,10 @@ static struct admin *by_number(uint64_t n)
 
 /* ---- output ---- */
 
-static void say(struct admin *a, struct json_out *w)
+void admin_raw(struct admin *a, const char *text, size_t len)
 {
-	json_close(w, '}');
-	json_raw(w, "\n", 1);
-	if (w->over)
-		return;
-	if (a->out_len + w->len > a->out_cap) {
-		size_t cap = (a->out_len + w->len) * 2;
+	if (a->out_len + len > a->out_cap) {
+		size_t cap = (a->out_len + len) * 2;
 		char *p = realloc(a->out, cap);
 
 		if (p == NULL)
@@ -79,18 +59,26 @@ static void say(struct admin *a, struct json_out *w)
 		a->out = p;
 		a->out_cap = cap;
 	}
-	memcpy(a->out + a->out_len, w->buf, w->len);
-	a->out_len += w->len;
+	memcpy(a->out + a->out_len, text, len);
+	a->out_len += len;
 	loop_again();
 }
 
-static void line_open(struct json_out *w)
+void admin_say(struct admin *a, struct json_out *w)
+{
+	json_close(w, '}');
+	json_raw(w, "\n", 1);
+	if (!w->over)
+		admin_raw(a, w->buf, w->len);
+}
+
+void admin_line(struct json_out *w)
 {
 	json_out_init(w, wk->scratch, SCRATCH);
 	json_open(w, '{');
 }
 
-static void finish(struct admin *a, int code, const char *message)
+void admin_finish(struct admin *a, int code, const char *message)
 {
 	if (a->done)
 		return;
@@ -133,64 +121,78 @@ static void say_user(struct admin *a, const struct store_user *u, const char *to
 {
 	struct json_out w;
 
-	line_open(&w);
+	admin_line(&w);
 	json_kv_int(&w, "id", u->id);
 	json_kv_str(&w, "name", u->name);
 	if (token != NULL)
 		json_kv_str(&w, "token", token);
-	say(a, &w);
+	admin_say(a, &w);
 }
 
 static void say_error(struct admin *a, uint32_t line, const char *name, const char *error)
 {
 	struct json_out w;
 
-	line_open(&w);
+	admin_line(&w);
 	if (line > 0)
 		json_kv_int(&w, "line", line);
 	if (name != NULL)
 		json_kv_str(&w, "name", name);
 	json_kv_str(&w, "error", error);
-	say(a, &w);
+	admin_say(a, &w);
 	a->failed++;
-}
-
-/* Ends the session of a user wherever on this host it is. */
-static bool end_session(uint32_t user, const char *reason)
-{
-	struct sess_ref to;
-	struct item_end it = { .user = user };
-
-	if (sess_find(user, &to) != SESS_OK)
-		return false;
-	it.rrec = to.rec;
-	it.rgen = to.gen;
-	strncpy(it.reason, reason, sizeof it.reason - 1);
-	if (to.slot == wk->slot)
-		session_on_end(&it.head);
-	else
-		(void)peer_send(to.slot, IT_END, &it, sizeof it, NULL, 0);
-	return true;
 }
 
 static void changed(struct store_job *j, void *arg)
 {
-	struct admin *a = by_number(j->tag);
+	struct admin *a = admin_find(j->tag);
 
 	(void)arg;
 	if (a == NULL)
 		return;
 	a->pending--;
 	if (j->rc != STORE_OK) {
-		finish(a, 1, store_text(j->rc));
+		admin_finish(a, 1, store_text(j->rc));
 		return;
 	}
 	if (j->op == STORE_USER_DEL)
-		cmd_forget_user(j->id);
+		admin_forget(j->id);
 	if (j->op == STORE_USER_ADD)
 		say_user(a, &j->user, NULL);
-	finish(a, 0, j->op == STORE_USER_ADD ? "added" : j->op == STORE_USER_DEL ? "deleted" :
-	    "password changed");
+	if (j->op == STORE_USER_DEL && a->unsure)
+		admin_finish(a, 0, "deleted; whether its user is online on another host is not known");
+	else
+		admin_finish(a, 0, j->op == STORE_USER_ADD ? "added" : j->op == STORE_USER_DEL ? "deleted" :
+		    "password changed");
+}
+
+static void change(struct admin *a, enum store_op op, uint32_t user, const char *hash)
+{
+	struct store_job *j = store_job_new(op, changed, NULL);
+
+	j->tag = a->number;
+	j->id = user;
+	snprintf(j->hash, sizeof j->hash, "%s", hash);
+	a->pending++;
+	store_submit(wk->store, j);
+}
+
+static void kicked(struct admin *a, uint32_t user, enum elsewhere e, const char *why)
+{
+	char text[240];
+
+	(void)user;
+	snprintf(text, sizeof text, "not online on this host; where else is not known: %s", why);
+	admin_finish(a, e != ELSEWHERE_ENDED, e == ELSEWHERE_ENDED ? "kicked" :
+	    e == ELSEWHERE_NOBODY ? "not online" : text);
+}
+
+static void delete(struct admin *a, uint32_t user, enum elsewhere e, const char *why)
+{
+	(void)why;
+	a->unsure = e == ELSEWHERE_UNKNOWN;
+	admin_forget(user);
+	change(a, STORE_USER_DEL, user, "");
 }
 
 static void make_token(struct admin *a, const struct store_user *u)
@@ -198,7 +200,7 @@ static void make_token(struct admin *a, const struct store_user *u)
 	char token[AUTH_TOKEN_BYTES];
 
 	if (!wk->keys_ready) {
-		finish(a, 1, "the store is not available");
+		admin_finish(a, 1, "the store is not available");
 		return;
 	}
 	auth_token_make(wk->keys, u->id, u->epoch, clock_wall_ms(), wk->conf.token_days, token);
@@ -208,8 +210,7 @@ static void make_token(struct admin *a, const struct store_user *u)
 
 static void found(struct store_job *j, void *arg)
 {
-	struct admin *a = by_number(j->tag);
-	struct store_job *n;
+	struct admin *a = admin_find(j->tag);
 
 	(void)arg;
 	if (a == NULL)
@@ -219,26 +220,23 @@ static void found(struct store_job *j, void *arg)
 		if (j->tag2 == DO_TOKEN)
 			say_error(a, 0, j->desc, store_text(j->rc));
 		else
-			finish(a, 1, store_text(j->rc));
+			admin_finish(a, 1, store_text(j->rc));
 	} else if (j->tag2 == DO_KICK) {
-		finish(a, end_session(j->user.id, "kicked") ? 0 : 1,
-		    sess_online(j->user.id) ? "kicked" : "not online");
+		if (session_end_user(j->user.id, "kicked", 0))
+			admin_finish(a, 0, "kicked");
+		else
+			admin_end_elsewhere(a, j->user.id, kicked);
 	} else if (j->tag2 == DO_TOKEN) {
 		make_token(a, &j->user);
+	} else if (j->tag2 == DO_PASSWD) {
+		change(a, STORE_USER_PASSWD, j->user.id, j->hash);
+	} else if (session_end_user(j->user.id, "kicked", 0)) {
+		delete(a, j->user.id, ELSEWHERE_ENDED, "");
 	} else {
-		n = store_job_new(j->tag2 == DO_DEL ? STORE_USER_DEL : STORE_USER_PASSWD, changed, NULL);
-		n->tag = j->tag;
-		n->id = j->user.id;
-		memcpy(n->hash, j->hash, sizeof n->hash);
-		if (j->tag2 == DO_DEL) {
-			(void)end_session(j->user.id, "kicked");
-			cmd_forget_user(j->user.id);
-		}
-		a->pending++;
-		store_submit(wk->store, n);
+		admin_end_elsewhere(a, j->user.id, delete);
 	}
 	if (a->pending == 0 && j->tag2 == DO_TOKEN)
-		finish(a, a->failed > 0, a->failed > 0 ? "some have no token" : "");
+		admin_finish(a, a->failed > 0, a->failed > 0 ? "some have no token" : "");
 }
 
 static void look_up(struct admin *a, enum job_kind kind, const char *who, const char *hash)
@@ -279,7 +277,7 @@ static void import_go_on(struct admin *a);
 static void hashed(struct auth_job *job)
 {
 	struct hashing *h = (struct hashing *)job;
-	struct admin *a = by_number(h->number);
+	struct admin *a = admin_find(h->number);
 
 	COUNT(hashes);
 	if (a != NULL && h->import) {
@@ -294,7 +292,7 @@ static void hashed(struct auth_job *job)
 		if (job->rc == AUTH_OK)
 			store_account(a, h->name, job->encoded, h->passwd);
 		else
-			finish(a, 1, "the password could not be hashed now");
+			admin_finish(a, 1, "the password could not be hashed now");
 	}
 	free(h);
 }
@@ -324,7 +322,7 @@ static bool hash(struct admin *a, const char *name, const char *password, size_t
 
 static void imported(struct store_job *j, void *arg)
 {
-	struct admin *a = by_number(j->tag);
+	struct admin *a = admin_find(j->tag);
 	const uint64_t *lines = j->ids;
 
 	(void)arg;
@@ -368,7 +366,7 @@ static void import_row(struct admin *a, uint32_t line, const char *name, const c
 	*r = (struct store_row){ .name = strdup(name), .hash = strdup(text) };
 	ensure(r->name != NULL && r->hash != NULL);
 	a->lines[a->nrows++] = line;
-	if (a->nrows == BATCH)
+	if (a->nrows == ADMIN_BATCH)
 		import_flush(a);
 }
 
@@ -448,11 +446,11 @@ static void import_go_on(struct admin *a)
 	if (a->input_end && a->hashing == 0 && a->pending == 0 && !a->done) {
 		struct json_out w;
 
-		line_open(&w);
+		admin_line(&w);
 		json_kv_int(&w, "imported", a->imported);
 		json_kv_int(&w, "failed", a->failed);
-		say(a, &w);
-		finish(a, a->failed > 0, a->failed > 0 ? "some were not imported" : "");
+		admin_say(a, &w);
+		admin_finish(a, a->failed > 0, a->failed > 0 ? "some were not imported" : "");
 	}
 }
 
@@ -475,24 +473,42 @@ static void who_line(struct admin *a, uint32_t i)
 	}
 	if (len > PROTO_NAME_BYTES || !json_utf8_valid(name, len))
 		len = 0;		/* it changed under the reading */
-	line_open(&o);
+	admin_line(&o);
+	if (cluster_on())
+		json_kv_str(&o, "host", wk->boot->host_id);
 	json_kv_int(&o, "id", user);
 	json_kv_text(&o, "name", name, len);
 	json_kv_int(&o, "worker", rec_word_slot(w));
 	json_kv_int(&o, "since", r->since_wall_ms);
-	say(a, &o);
+	admin_say(a, &o);
+	a->who_left--;
+}
+
+/* MORE: only the page that was asked for; the next one begins there. */
+static void who_end(struct admin *a, bool more)
+{
+	struct json_out w;
+
+	if (more) {
+		admin_line(&w);
+		json_kv_int(&w, "more", a->who_next);
+		admin_say(a, &w);
+	}
+	admin_finish(a, 0, "");
 }
 
 static void who_step(struct admin *a)
 {
 	uint32_t end = rec_high();
 
-	for (uint32_t k = 0; k < WHO_STEP && a->who_next < end; k++)
+	for (uint32_t k = 0; k < WHO_STEP && a->who_next < end && a->who_left > 0; k++)
 		who_line(a, a->who_next++);
-	if (a->who_next >= end)
-		finish(a, 0, "");
-	else
+	if (a->who_next < end && a->who_left > 0)
 		loop_again();
+	else if (a->who_across)
+		admin_who_across(a);
+	else
+		who_end(a, a->who_next < end);
 }
 
 static void tell_fsck(void *arg, const char *text)
@@ -505,12 +521,12 @@ static void fsck(struct admin *a)
 	struct json_out w;
 	int n = sess_check(tell_fsck, a);
 
-	line_open(&w);
+	admin_line(&w);
 	json_kv_int(&w, "violations", n);
 	json_kv_int(&w, "users_online", atomic_load(&shm->head->users_online));
 	json_kv_int(&w, "repairs", atomic_load(&shm->head->repairs));
-	say(a, &w);
-	finish(a, n != 0, n != 0 ? "the session table is not as it should be" : "the session table is sound");
+	admin_say(a, &w);
+	admin_finish(a, n != 0, n != 0 ? "the session table is not as it should be" : "the session table is sound");
 }
 
 /* ---- the request ---- */
@@ -531,11 +547,11 @@ static void run_user(struct admin *a, const struct json_val *root, const char *w
 		return;
 	}
 	if (strcmp(what, "add") != 0 && !passwd) {
-		finish(a, 2, "user takes add, passwd, del or import");
+		admin_finish(a, 2, "user takes add, passwd, del or import");
 		return;
 	}
 	if (!passwd && !name_ok(name, strlen(name))) {
-		finish(a, 1, "a name has 1 to 50 characters and no control characters");
+		admin_finish(a, 1, "a name has 1 to 50 characters and no control characters");
 		return;
 	}
 	if (json_get(wk->json2, root, "no_password", &v))
@@ -545,9 +561,9 @@ static void run_user(struct admin *a, const struct json_val *root, const char *w
 	} else if (!json_get(wk->json2, root, "password", &v) ||
 	    json_text(&v, password, sizeof password, &len) != JSON_OK || len == 0 ||
 	    len < wk->conf.password_min) {
-		finish(a, 1, "a password has 1 to 128 bytes, and not less than password_min");
+		admin_finish(a, 1, "a password has 1 to 128 bytes, and not less than password_min");
 	} else if (!hash(a, name, password, len, passwd, 0)) {
-		finish(a, 1, "too many logins at once, try again");
+		admin_finish(a, 1, "too many logins at once, try again");
 	} else {
 		a->pending++;
 		sodium_memzero(password, sizeof password);
@@ -565,17 +581,35 @@ static void run_tokens(struct admin *a, const struct json_val *args)
 		else
 			say_error(a, 0, NULL, "not a name");
 	if (a->pending == 0)
-		finish(a, 1, "nobody was named");
+		admin_finish(a, 1, "nobody was named");
+}
+
+/* {"local":true}: of this host alone; with "after" and "limit" a page of them. */
+static void run_who(struct admin *a, const struct json_val *root)
+{
+	struct json_val v;
+	int64_t n;
+	bool local = false;
+
+	if (json_get(wk->json2, root, "local", &v))
+		(void)json_bool(&v, &local);
+	if (json_get(wk->json2, root, "after", &v) && json_int(&v, &n) == JSON_OK && n > 0)
+		a->who_next = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+	a->who_left = UINT32_MAX;
+	if (json_get(wk->json2, root, "limit", &v) && json_int(&v, &n) == JSON_OK && n > 0)
+		a->who_left = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+	a->who = true;
+	a->who_across = cluster_on() && !local && !a->ctl;
 }
 
 static void run(struct admin *a, const char *line, size_t len)
 {
 	struct json_val root, v, args = { .type = JSON_NONE };
-	char cmd[32] = "", arg[2][STORE_NAME] = { "", "" };
+	char cmd[32] = "", arg[2][STORE_NAME] = { "", "" }, host[65];
 	unsigned n = 0;
 
 	if (json_parse(wk->json2, line, len) != JSON_OK) {
-		finish(a, 2, "the request is not JSON");
+		admin_finish(a, 2, "the request is not JSON");
 		return;
 	}
 	root = json_root(wk->json2);
@@ -584,8 +618,22 @@ static void run(struct admin *a, const char *line, size_t len)
 	if (json_get(wk->json2, &root, "args", &args))
 		for (struct json_it it = json_it(wk->json2, &args); n < 2 && json_next(wk->json2, &it, NULL, &v); n++)
 			(void)json_text(&v, arg[n], sizeof arg[n], NULL);
+	if (json_get(wk->json2, &root, "ctl", &v))
+		(void)json_bool(&v, &a->ctl);
+	if (json_get(wk->json2, &root, "host", &v)) {
+		if (json_text(&v, host, sizeof host, NULL) != JSON_OK)
+			admin_finish(a, 1, "there is no host with a name like that");
+		else if (admin_forward(a, host, cmd, line, len))
+			return;
+	}
+	if (a->done)
+		return;
 	if (strcmp(cmd, "who") == 0)
-		a->who = true;
+		run_who(a, &root);
+	else if (strcmp(cmd, "hosts") == 0)
+		admin_hosts(a);
+	else if (strcmp(cmd, "drain") == 0)
+		admin_drain(a, arg[0]);
 	else if (strcmp(cmd, "fsck") == 0)
 		fsck(a);
 	else if (strcmp(cmd, "kick") == 0)
@@ -595,7 +643,7 @@ static void run(struct admin *a, const char *line, size_t len)
 	else if (strcmp(cmd, "user") == 0)
 		run_user(a, &root, arg[0], arg[1]);
 	else
-		finish(a, 2, "there is no such command");
+		admin_finish(a, 2, "there is no such command");
 }
 
 /* ---- the connection ---- */
@@ -604,6 +652,10 @@ static void on_quiet(struct timer *t)
 {
 	struct admin *a = (struct admin *)((char *)t - offsetof(struct admin, quiet));
 
+	if (a->pending > 0) {		/* we are who is slow */
+		timer_set(t, clock_ms() + QUIET_MS, on_quiet);
+		return;
+	}
 	a->used = false;
 	loop_again();
 }
@@ -618,7 +670,7 @@ static void on_event(struct watch *w, uint32_t events)
 	timer_set(&a->quiet, clock_ms() + QUIET_MS, on_quiet);
 	if (a->in_len == LINE_MAX_ * 8) {
 		if (memchr(a->in, '\n', a->in_len) == NULL)
-			finish(a, 2, "a line is too long");
+			admin_finish(a, 2, "a line is too long");
 		return;
 	}
 	ssize_t n = recv(w->fd, a->in + a->in_len, LINE_MAX_ * 8 - a->in_len, MSG_DONTWAIT);
@@ -637,11 +689,11 @@ static void done_line(struct admin *a)
 {
 	struct json_out w;
 
-	line_open(&w);
+	admin_line(&w);
 	json_kv_bool(&w, "done", true);
 	json_kv_int(&w, "code", a->code);
 	json_kv_str(&w, "message", a->message);
-	say(a, &w);
+	admin_say(a, &w);
 }
 
 static void release(int i)
@@ -663,11 +715,9 @@ static void release(int i)
 
 static void flush(struct admin *a)
 {
-	bool last = a->done && a->message[sizeof a->message - 1] == '\0';
-
-	if (last) {
+	if (a->done && !a->said) {
+		a->said = true;
 		done_line(a);
-		a->message[sizeof a->message - 1] = 1;	/* said */
 	}
 	while (a->out_pos < a->out_len) {
 		ssize_t n = send(a->w.fd, a->out + a->out_pos, a->out_len - a->out_pos,
@@ -699,7 +749,7 @@ void admin_turn_end(void)
 
 		if (a == NULL)
 			continue;
-		if (a->used && a->who && !a->done && a->out_len < OUT_LOW)
+		if (a->used && a->who && !a->done && a->out_len - a->out_pos < ADMIN_OUT_LOW)
 			who_step(a);
 		if (a->used)
 			flush(a);
