@@ -8,7 +8,13 @@ everybody drains, and is asked: acknowledged = delivered, shown once, in order, 
 members of a group, the `mid` of CHAT_ACK is the one delivered, nothing that nobody sent.
 
 A seed fixes the plan and what people decide; the kernel's scheduling stays free, so a replayed
-seed meets the same weather, not the same instant. The exit status is 0, 1 (the promise was broken)
+seed meets the same weather, not the same instant.
+
+With --hosts N people are on several hosts that share a MariaDB and a Redis, and go to any of them:
+hosts are killed with all their processes, stand still, are drained and stopped; Redis is killed,
+emptied and stopped; single hosts are cut off from it.
+
+The exit status is 0, 1 (the promise was broken)
 or 2 (the run could not be made).
 """
 
@@ -41,6 +47,7 @@ def arguments():
     parser.add_argument("--seconds", type=float, default=60, help="of chaos; the end takes some more")
     parser.add_argument("--store", choices=("sqlite", "mysql"), default="sqlite")
     parser.add_argument("--build", choices=("release", "faults", "asan", "debug"), default="release")
+    parser.add_argument("--hosts", type=int, default=1, help="more than one: with MariaDB and Redis")
     parser.add_argument("--people", type=int, default=12)
     parser.add_argument("--groups", type=int, default=3)
     parser.add_argument("--rate", type=float, default=12, help="messages a second and person, about")
@@ -48,7 +55,10 @@ def arguments():
     parser.add_argument("--only", default="", help="kinds of blows, comma separated; default: all")
     parser.add_argument("--without", default="", help="kinds of blows left out")
     parser.add_argument("--keep", action="store_true", help="leave the daemon's directory and a trace")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.hosts > 1:
+        args.store = "mysql"
+    return args
 
 
 ARGS = arguments() if __name__ == "__main__" else None
@@ -69,7 +79,8 @@ from parleytest.client import Client, Frame     # noqa: E402
 FINAL = (MALFORMED, NO_SUCH, NOT_ALLOWED, TOO_LARGE)
 RESET = struct.pack("ii", 1, 0)
 PATIENCE = 60 * SCALE       # for the drain at the end
-LOGIN_PATIENCE = 6 * SCALE  # for a reply to LOGIN, before the client tries another connection
+# For a reply to LOGIN, before the client tries another connection.
+LOGIN_PATIENCE = (6 if ARGS is None or ARGS.hosts == 1 else 3) * SCALE
 
 
 class Message:
@@ -94,7 +105,8 @@ class World:
         self.blows, self.wrong = [], []
         self.counts = collections.Counter()
         self.outages, self.disturbed = [], 0.0
-        self.last_kill = -1e9
+        self.returns = []                       # (seconds, user, when, nothing else was disturbed)
+        self.last_kill = collections.defaultdict(lambda: -1e9)      # of a worker, by host
         self.quiet, self.checking = False, []
 
     def now(self):
@@ -189,13 +201,17 @@ class Person:
         self.confirm_at = None
         self.stalled_until = 0.0
         self.lost_at = None                     # when a worker's death took the link
+        self.killed_at = None                   # when the host died
         self.login_at = 0.0
+        self.place, self.heard_at = 0, 0.0      # the host; when it last said something
+        self.faith = 1.5 + 3 * self.random.random()     # seconds without a word
 
     # -- the connection --------------------------------------------------------------------------
 
     def connect(self, now):
+        self.place = self.random.randrange(len(self.loop.addresses))
         try:
-            self.link = Link(self.loop.address, self)
+            self.link = Link(self.loop.addresses[self.place], self)
         except OSError:
             self.again(now)
             return
@@ -203,7 +219,7 @@ class Person:
         self.log_in(now)
 
     def log_in(self, now):
-        self.state, self.login_at = "login", now
+        self.state, self.login_at, self.heard_at = "login", now, now
         self.link.push(LOGIN, id=self.id, password=self.account.password, ack=True)
 
     def again(self, now, after=None):
@@ -224,7 +240,7 @@ class Person:
 
     def lost(self, now):
         """The server's side ended it."""
-        if self.state == "in" and now - self.world.last_kill < 0.3:
+        if self.state == "in" and now - self.world.last_kill[self.place] < 0.3:
             self.lost_at = now
         self.drop(now, hard=False, after=self.random.uniform(0, 0.02))
 
@@ -238,7 +254,7 @@ class Person:
     # -- receiving -------------------------------------------------------------------------------
 
     def frame(self, frame, now):
-        kind = frame.kind
+        kind, self.heard_at = frame.kind, now
         if kind in (CHAT, GROUP_CHAT):
             self.chat(frame, now)
         elif kind == CHAT_ACK:
@@ -261,7 +277,8 @@ class Person:
         number = frame["errno"]
         if number != 0:
             self.world.counts["logins refused with %d" % number] += 1
-            if number not in (ELSEWHERE, TOO_FAST, UNAVAILABLE):
+            if number not in (ELSEWHERE, TOO_FAST, UNAVAILABLE) or (
+                    not set(frame.get("try", ())) <= {"%s:%d" % a for a in self.loop.addresses}):
                 self.world.violate("login", "%d: %r" % (self.id, dict(frame)))
             self.drop(now, hard=False, after=max(frame.get("retry_ms", 50) / 1000, 0.02))
             return
@@ -271,6 +288,10 @@ class Person:
             if self.world.disturbed < self.lost_at:
                 self.world.outages.append((now - self.lost_at, self.id, self.lost_at))
             self.lost_at = None
+        if self.killed_at is not None:
+            self.world.returns.append((now - self.killed_at, self.id, self.killed_at,
+                                       self.world.disturbed < self.killed_at))
+            self.killed_at = None
         for chat in frame["offlinemsg"]:
             self.chat(chat, now)
         self.resend.clear()
@@ -378,6 +399,10 @@ class Person:
                 self.world.counts["logins without an answer"] += 1
                 self.drop(now)
         elif now >= self.stalled_until:
+            if len(self.loop.addresses) > 1 and self.open and now - self.heard_at > self.faith:
+                self.world.counts["silent hosts given up"] += 1
+                self.drop(now)
+                return
             if self.confirm_at is not None and now >= self.confirm_at:
                 self.confirm(now)
             for conv in [conv for conv, at in self.resend.items() if now >= at]:
@@ -395,8 +420,8 @@ class Person:
 class Loop:
     """Reads the sockets of all people and lets them act."""
 
-    def __init__(self, world, address):
-        self.world, self.address = world, address
+    def __init__(self, world, addresses):
+        self.world, self.addresses = world, addresses
         self.epoll, self.links = select.epoll(), {}
         self.people, self.by_id, self.members = [], {}, {}
 
@@ -443,10 +468,17 @@ class Loop:
 
 
 WEIGHTS = {
+    "host": 0, "silent": 0, "drain": 0, "line": 0, "redis_killed": 0, "flush": 0, "still": 0,
     "worker": 6, "two": 1, "stop": 3, "master": 1, "store": 1, "reset": 4, "close": 2, "vanish": 4,
     "logout": 3, "stall": 3, "cut": 4, "kick": 2, "hup": 1, "scale": 2,
 }
+# With several hosts: what happens to hosts comes first.
+HOST_WEIGHTS = dict(WEIGHTS, host=5, silent=2, drain=2, line=4, redis_killed=2, flush=2, still=1,
+                    worker=3, stop=1, stall=2, vanish=3, reset=3, scale=1)
 MEANING = {
+    "host": "hosts killed with all processes", "silent": "hosts that stood still",
+    "drain": "hosts drained", "line": "hosts cut off from Redis", "redis_killed": "Redis killed",
+    "flush": "Redis emptied", "still": "Redis standing still",
     "worker": "workers killed", "two": "all workers killed at once", "stop": "workers stopped",
     "master": "masters killed", "store": "stores taken away", "reset": "connections reset by clients",
     "close": "connections closed by clients", "vanish": "clients gone for a while",
@@ -459,17 +491,19 @@ MEANING = {
 class Weather:
     """The plan: what is done when, all of it drawn from the seed, and how it is mended."""
 
-    def __init__(self, world, daemon, people, store, seed):
-        self.world, self.daemon, self.people, self.keeper = world, daemon, people, store
+    def __init__(self, world, hosts, people, store, seed, redis=None):
+        self.world, self.hosts, self.people, self.keeper, self.redis = world, hosts, people, store, redis
         self.random = random.Random("weather %d" % seed)
-        kinds = [k for k in (ARGS.only.split(",") if ARGS.only else WEIGHTS) if k]
-        self.kinds = [k for k in kinds if k not in ARGS.without.split(",")]
+        self.weights = WEIGHTS if len(hosts) == 1 else HOST_WEIGHTS
+        kinds = [k for k in (ARGS.only.split(",") if ARGS.only else self.weights) if k]
+        self.kinds = [k for k in kinds if k not in ARGS.without.split(",") and self.weights[k]]
         self.next_at = self.random.uniform(0.5, 1.5)
         self.mends = []                         # (when, what)
         self.done = collections.Counter()
         self.children = []
         self.points = fault_points() if ARGS.build == "faults" else []
-        self.store_away = self.master_away = False
+        self.store_away = self.redis_away = False
+        self.away, self.ending, self.frozen, self.cut_off, self.drained = set(), set(), set(), set(), set()
 
     def turn(self):
         now = self.world.now()
@@ -477,22 +511,38 @@ class Weather:
             self.mends.remove(mend)
             mend[1]()
         self.children = [child for child in self.children if child.poll() is None]
-        if not self.master_away and not self.daemon.alive():
-            self.world.violate("daemon", "parleyd ended by itself with %s" % self.daemon.process.returncode)
-            self.start()
+        for host in self.hosts:
+            if host in self.away or host.alive():
+                continue
+            if host.process.returncode != 0 or host not in self.ending:
+                self.world.violate("daemon", "parleyd %sended with %s" % (self.name(host), host.process.returncode))
+            self.start(host)
         if self.world.quiet or now < self.next_at:
             return
         self.next_at = now + self.random.expovariate(1 / ARGS.pause)
-        kind = self.random.choices(self.kinds, [WEIGHTS[k] for k in self.kinds])[0]
+        kind = self.random.choices(self.kinds, [self.weights[k] for k in self.kinds])[0]
         pick, span = self.random.random(), self.random.random()
         if getattr(self, kind)(pick, span):
             self.done[kind] += 1
+
+    def name(self, host):
+        return "" if len(self.hosts) == 1 else "of %s " % host.id
+
+    def some_host(self, pick, without=()):
+        """A host that runs, and what is left of PICK for the next choice."""
+        found = [h for h in self.hosts if h not in self.away and h not in self.ending and h not in without]
+        place = pick * len(found)
+        return (found[int(place)], place - int(place)) if found else (None, pick)
+
+    def disturb(self, seconds):
+        self.world.disturbed = max(self.world.disturbed, self.world.now() + seconds)
 
     def later(self, seconds, what):
         self.mends.append((self.world.now() + seconds, what))
 
     def mend_all(self):
-        while self.mends:
+        while self.mends:                       # in the order meant: a drain ends before its host starts
+            self.mends.sort(key=lambda mend: mend[0])
             self.mends.pop(0)[1]()
         self.keeper.ready()
         for person in self.people:
@@ -501,8 +551,10 @@ class Weather:
     # -- blows -----------------------------------------------------------------------------------
 
     def victim(self, pick):
-        workers = sorted(self.daemon.workers.items()) if not self.master_away else []
-        return workers[int(pick * len(workers))] if workers else None
+        """(host, slot, pid) of a worker."""
+        host, pick = self.some_host(pick, self.frozen)
+        workers = sorted(host.workers.items()) if host else []
+        return (host,) + workers[int(pick * len(workers))] if workers else None
 
     def signal(self, pid, number):
         try:
@@ -513,54 +565,180 @@ class Weather:
 
     def worker(self, pick, span):
         found = self.victim(pick)
-        if not found or not self.signal(found[1], signal.SIGKILL):
+        if not found or not self.signal(found[2], signal.SIGKILL):
             return False
-        self.world.note("worker %d (pid %d) killed" % found)
-        self.world.last_kill = self.world.now()
+        host, slot, pid = found
+        self.world.note("worker %d %s(pid %d) killed" % (slot, self.name(host), pid))
+        self.world.last_kill[self.hosts.index(host)] = self.world.now()
         return True
 
     def two(self, pick, span):
-        found = [] if self.master_away else list(self.daemon.workers.items())
+        host, _ = self.some_host(pick)
+        found = list(host.workers.items()) if host else []
         for slot, pid in found:
             self.signal(pid, signal.SIGKILL)
-        self.world.note("all %d workers killed" % len(found))
-        self.world.last_kill = self.world.now()
+        if found:
+            self.world.note("all %d workers %skilled" % (len(found), self.name(host)))
+            self.world.last_kill[self.hosts.index(host)] = self.world.now()
         return bool(found)
 
     def stop(self, pick, span):
         found = self.victim(pick)
-        if not found or not self.signal(found[1], signal.SIGSTOP):
+        if not found or not self.signal(found[2], signal.SIGSTOP):
             return False
+        host, slot, pid = found
         seconds = span ** 3 * 6                 # sometimes longer than hang_seconds
-        self.world.note("worker %d (pid %d) stopped for %.2f s" % (found[0], found[1], seconds))
-        self.world.disturbed = self.world.now() + seconds + 1
-        self.later(seconds, lambda: self.signal(found[1], signal.SIGCONT))
+        self.world.note("worker %d %s(pid %d) stopped for %.2f s" % (slot, self.name(host), pid, seconds))
+        self.disturb(seconds + 1)
+        self.later(seconds, lambda: self.signal(pid, signal.SIGCONT))
         return True
 
     def master(self, pick, span):
-        if self.master_away:
+        host, _ = self.some_host(pick, self.frozen)
+        if not host:
             return False
-        self.world.note("master (pid %d) killed" % self.daemon.pid)
-        self.world.disturbed = self.world.now() + span + 10
-        self.daemon.process.kill()
-        self.daemon.process.wait()
-        self.master_away = True
-        self.later(span ** 2 * 2, self.start)
+        self.world.note("master %s(pid %d) killed" % (self.name(host), host.pid))
+        self.disturb(span + 10)
+        host.process.kill()
+        host.process.wait()
+        self.gone(host, span ** 2 * 2)
         return True
 
-    def start(self):
-        self.arm()
-        self.daemon.spawn()
-        self.master_away = False
-        self.world.note("parleyd started (pid %d)" % self.daemon.pid)
+    def gone(self, host, seconds):
+        """It runs no more; it is started again after SECONDS."""
+        self.away.add(host)
+        for state in (self.frozen, self.drained, self.ending):
+            state.discard(host)
+        self.later(seconds, lambda: self.start(host))
 
-    def arm(self):
+    def start(self, host):
+        self.arm(host)
+        host.spawn()
+        for state in (self.away, self.drained, self.ending):
+            state.discard(host)
+        self.world.note("parleyd %sstarted (pid %d)" % (self.name(host), host.pid))
+
+    def arm(self, host):
         """Fault points of the next daemon."""
         if self.points:
-            self.daemon.env = {"PARLEY_FAULT": ",".join("%s=kill:%d:%d" % (
+            host.env = {"PARLEY_FAULT": ",".join("%s=kill:%d:%d" % (
                 self.random.choice(self.points), self.random.choice((1, 5, 20, 80, 300, 1000)),
                 self.random.randrange(2)) for _ in range(14))}
-            self.world.note("armed: " + self.daemon.env["PARLEY_FAULT"])
+            self.world.note("armed: " + host.env["PARLEY_FAULT"])
+
+    # -- what only several hosts have ------------------------------------------------------------
+
+    def host(self, pick, span):
+        """The power fails on one of them."""
+        host, _ = self.some_host(pick)
+        if not host:
+            return False
+        now, place = self.world.now(), self.hosts.index(host)
+        for person in self.people:
+            if person.state == "in" and person.place == place and host not in self.frozen:
+                person.killed_at = now
+        host.kill_host()
+        self.world.note("%s killed with all its processes, back in %.2f s" % (host.id, span ** 2 * 4))
+        self.gone(host, span ** 2 * 4)
+        return True
+
+    def silent(self, pick, span):
+        host, _ = self.some_host(pick, self.frozen)
+        if not host:
+            return False
+        seconds = span ** 2 * 5                 # sometimes longer than host_timeout_ms
+        self.world.note("%s stands still for %.2f s" % (host.id, seconds))
+        self.disturb(seconds + 2)
+        self.frozen.add(host)
+        pid = host.pid
+        os.killpg(pid, signal.SIGSTOP)
+        self.later(seconds, lambda: self.thaw(host, pid))
+        return True
+
+    def thaw(self, host, pid):
+        if host in self.frozen and host.pid == pid:
+            self.frozen.discard(host)
+            os.killpg(pid, signal.SIGCONT)
+            self.world.note("%s goes on" % host.id)
+
+    def line(self, pick, span):
+        host, pick = self.some_host(pick, self.cut_off)
+        if not host:
+            return False
+        seconds, how = span ** 2 * 4, ("cut", "freeze", "slow", "deaf")[int(pick * 4)]
+        self.world.note("%s: its line to Redis: %s for %.2f s" % (host.id, how, seconds))
+        self.disturb(seconds + 3)
+        self.cut_off.add(host)
+        {"cut": host.link.cut, "freeze": host.link.freeze, "slow": lambda: host.link.delay(150),
+         "deaf": lambda: host.link.freeze(False, True)}[how]()
+        self.later(seconds, lambda: self.mend_line(host))
+        return True
+
+    def mend_line(self, host):
+        host.link.pass_()
+        self.cut_off.discard(host)
+        self.world.note("%s: its line to Redis is whole" % host.id)
+
+    def take_redis(self, seconds, take, give, text):
+        if self.redis_away:
+            return False
+        self.world.note("Redis %s for %.2f s" % (text, seconds))
+        self.disturb(seconds + 3)
+        self.redis_away = True
+        take()
+
+        def back():
+            give()
+            self.redis_away = False
+            self.world.note("Redis is back")
+
+        self.later(seconds, back)
+        return True
+
+    def redis_killed(self, pick, span):
+        return self.take_redis(span ** 2 * 3, self.redis.kill, self.redis.spawn, "killed")
+
+    def still(self, pick, span):
+        return self.take_redis(span ** 2 * 3, self.redis.freeze, self.redis.thaw, "stands still")
+
+    def flush(self, pick, span):
+        if self.redis_away:
+            return False
+        self.redis.flush()
+        self.world.note("Redis emptied")
+        self.disturb(2)
+        return True
+
+    def drain(self, pick, span):
+        """Out of the registry, everybody sent away; then it takes it back, or is stopped and starts anew."""
+        if len(self.away | self.ending | self.drained) + 1 >= len(self.hosts):
+            return False                        # somebody has to take those who are sent away
+        host, pick = self.some_host(pick, self.frozen | self.drained)
+        if not host:
+            return False
+        self.drained.add(host)
+        pid = host.pid
+        self.world.note("%s is drained, then %s" % (host.id, "rejoins" if pick < 0.5 else "stops"))
+        self.ctl(host, "drain")
+        self.later(1.5 + span * 2, lambda: self.end_drain(host, pid, pick >= 0.5))
+        return True
+
+    def end_drain(self, host, pid, stop):
+        if host not in self.drained or host.pid != pid or host in self.away:
+            return
+        self.drained.discard(host)
+        if not stop:
+            self.world.note("%s rejoins" % host.id)
+            self.ctl(host, "drain", "cancel")
+        elif host not in self.frozen:
+            self.world.note("%s stops" % host.id)
+            self.ending.add(host)
+            self.signal(pid, signal.SIGTERM)
+
+    def ctl(self, host, *words):
+        self.children.append(subprocess.Popen(
+            [host.program("parleyctl"), "-s", host.control, "--timeout", "5"] + [str(w) for w in words],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
 
     def store_back(self):
         self.keeper.give_back()
@@ -572,7 +750,7 @@ class Weather:
             return False
         seconds = span ** 2 * 3
         self.world.note("the store is taken away for %.2f s" % seconds)
-        self.world.disturbed = self.world.now() + seconds + 8
+        self.disturb(seconds + 8)
         self.keeper.take_away()
         self.store_away = True
         self.later(seconds, self.store_back)
@@ -625,31 +803,31 @@ class Weather:
             person.drop(self.world.now())
 
     def kick(self, pick, span):
-        person = self.someone(pick)
-        if not person or self.master_away or len(self.children) > 3:
+        person, (host, _) = self.someone(pick), self.some_host(span)
+        if not person or not host or len(self.children) > 3:
             return False
         self.world.note("%d is kicked" % person.id)
-        self.children.append(subprocess.Popen(
-            [self.daemon.program("parleyctl"), "-s", self.daemon.control, "--timeout", "5", "kick", str(person.id)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+        self.ctl(host, "kick", person.id)
         return True
 
     def hup(self, pick, span):
-        if self.master_away:
+        host, _ = self.some_host(pick)
+        if not host:
             return False
-        self.daemon.write_conf(confirm_timeout=int(1 + span * 4))
-        self.world.note("reload with confirm_timeout %d" % self.daemon.conf["confirm_timeout"])
-        return self.signal(self.daemon.pid, signal.SIGHUP)
+        host.write_conf(confirm_timeout=int(1 + span * 4))
+        self.world.note("reload %swith confirm_timeout %d" % (self.name(host), host.conf["confirm_timeout"]))
+        return self.signal(host.pid, signal.SIGHUP)
 
     def scale(self, pick, span):
         """HUP counts the workers of the file anew, so the file follows what TTIN and TTOU have done."""
-        if self.master_away:
+        host, pick = self.some_host(pick)
+        if not host:
             return False
-        count = self.daemon.conf["workers"]
+        count = host.conf["workers"]
         more = count <= 1 or (count < 4 and pick < 0.5)
-        self.daemon.write_conf(workers=count + (1 if more else -1))
-        self.world.note("one worker %s: %d" % ("more" if more else "less", self.daemon.conf["workers"]))
-        return self.signal(self.daemon.pid, signal.SIGTTIN if more else signal.SIGTTOU)
+        host.write_conf(workers=count + (1 if more else -1))
+        self.world.note("one worker %s%s: %d" % (self.name(host), "more" if more else "less", host.conf["workers"]))
+        return self.signal(host.pid, signal.SIGTTIN if more else signal.SIGTTOU)
 
 
 def fault_points():
@@ -823,13 +1001,19 @@ def populate(daemon, loop, seed):
     daemon.clients = []
 
 
-def make_store(folder):
+def make_hosts(folder):
+    """(hosts, what keeps the store, the cluster or None), none started."""
+    conf = dict(workers=2, confirm_timeout=2, hang_seconds=3, log_level="info", max_sessions=10000,
+                memory_limit="32m", max_workers=8, stop_seconds=3, store_timeout_seconds=1, pool_wait_ms=500)
     if ARGS.store == "sqlite":
         path = os.path.join(folder, "chaos.db")
-        return SqliteStore(path), "sqlite:" + path
+        return [Daemon(store="sqlite:" + path, **conf)], SqliteStore(path), None
     server = MariaDB()
+    if ARGS.hosts > 1:
+        cluster = Cluster(server, hosts=ARGS.hosts, start=False, **conf)
+        return cluster.hosts, MariaStore(server, cluster.database), cluster
     name = server.database()
-    return MariaStore(server, name), server.url(name)
+    return [Daemon(store=server.url(name), **conf)], MariaStore(server, name), None
 
 
 def own_programs(folder):
@@ -839,7 +1023,7 @@ def own_programs(folder):
     daemon_module.BUILD_DIR = folder
 
 
-def drain(world, loop, weather, daemon, seconds):
+def drain(world, loop, weather, seconds):
     """Everything is mended and nothing new is written; True when the account is settled."""
     world.quiet = True
     weather.mend_all()
@@ -877,14 +1061,16 @@ def last_look(world, loop, weather):
         world.counts["confirmed, yet still stored"] += world.counts["duplicates dropped"] - before[1]
 
 
-def report(world, weather, daemon, seed, seconds):
+def report(world, weather, hosts, seed, seconds):
     kinds = collections.Counter(kind for kind, _, _, _ in world.wrong)
     acked = sum(1 for m in world.messages.values() if m.acks)
-    print("chaos: seed %d, %.0f s, %s, %s build" % (seed, seconds, ARGS.store, ARGS.build))
+    print("chaos: seed %d, %.0f s, %s, %s build%s" % (
+        seed, seconds, ARGS.store, ARGS.build, ", %d hosts" % len(hosts) if len(hosts) > 1 else ""))
     for kind in WEIGHTS:
         if weather.done[kind]:
             print("  %-32s %7d" % (MEANING[kind], weather.done[kind]))
-    deaths = collections.Counter(re.findall(r"was ended by signal (\d+)|hangs \((no) heartbeat", daemon.log_text()))
+    deaths = collections.Counter(re.findall(r"was ended by signal (\d+)|hangs \((no) heartbeat",
+                                            "\n".join(host.log_text() for host in hosts)))
     for (number, hang), count in sorted(deaths.items()):
         print("  %-32s %7d" % ("worker deaths: " + ("signal " + number if number else "found hanging"), count))
     print("  %-32s %7d" % ("messages written", len(world.messages)))
@@ -899,9 +1085,14 @@ def report(world, weather, daemon, seed, seconds):
         longest = max(world.outages)
         print("  %-32s %7.0f ms of %d (user %d at %.2f s)" % (
             "longest outage by a worker death", longest[0] * 1000, len(world.outages), longest[1], longest[2]))
+    for name, calm in (("users of killed hosts back", True), ("... amid other trouble", False)):
+        times = sorted(seconds for seconds, _, _, alone in world.returns if alone is calm)
+        if times:
+            print("  %-32s %7d p50 %.0f ms, max %.0f ms" % (
+                name, len(times), times[len(times) // 2] * 1000, times[-1] * 1000))
 
 
-def explain(world, daemon, out, limit):
+def explain(world, out, limit):
     shown = collections.Counter()
     for kind, at, text, messages in world.wrong:
         shown[kind] += 1
@@ -922,58 +1113,84 @@ def explain(world, daemon, out, limit):
             print("WRONG %s: %d more" % (kind, count - limit), file=out)
 
 
+def command(seed):
+    return "tests/fault/chaos.py --seed %d --seconds %g --store %s --build %s%s" % (
+        seed, ARGS.seconds, ARGS.store, ARGS.build, " --hosts %d" % ARGS.hosts if ARGS.hosts > 1 else "")
+
+
+def look_inside(world, hosts):
+    """What the hosts themselves say when everybody is there and nothing moves."""
+    for host in hosts:
+        done = host.ctl("fsck")
+        if done.returncode:
+            world.violate("fsck", done.stdout + done.stderr)
+
+
+def stop_all(world, hosts, cluster):
+    for host in hosts:
+        try:
+            host.stop()
+        except AssertionError as why:
+            world.violate("daemon", str(why))
+        for line in host.log_text().splitlines():
+            if re.search(r"signal (6|7|8|11) |Sanitizer|runtime error:", line):
+                world.violate("crash", line)
+    left = [key for key in cluster.presence() if ":user" in key] if cluster else []
+    if left:
+        world.violate("claims", "users are still claimed in Redis: %s" % left[:10])
+
+
+def keep_trace(world, hosts):
+    with open(os.path.join(hosts[0].dir, "trace"), "w") as file:
+        explain(world, file, 1000)
+        for blow in world.blows:
+            print("%9.3f %s" % blow, file=file)
+
+
 def main():
     seed = random.SystemRandom().randrange(1 << 31) if ARGS.seed is None else ARGS.seed
-    print("chaos: seed %d; again with: tests/fault/chaos.py --seed %d --seconds %g --store %s --build %s" % (
-        seed, seed, ARGS.seconds, ARGS.store, ARGS.build), flush=True)
+    print("chaos: seed %d; again with: %s" % (seed, command(seed)), flush=True)
     folder = tempfile.mkdtemp(prefix="parley-chaos-")
     own_programs(folder)
-    store, url = make_store(folder)
-    daemon = Daemon(store=url, workers=2, confirm_timeout=2, hang_seconds=3, log_level="info",
-                    max_sessions=10000, memory_limit="32m", max_workers=8, stop_seconds=3,
-                    store_timeout_seconds=1, pool_wait_ms=500)
+    hosts, store, cluster = make_hosts(folder)
     world = World()
-    loop = Loop(world, daemon.address())
+    loop = Loop(world, [host.address() for host in hosts])
     code = 1
     try:
-        daemon.start()
-        populate(daemon, loop, seed)
-        daemon.stop()
-        weather = Weather(world, daemon, loop.people, store, seed)
-        weather.start()
+        for host in hosts:
+            host.start(30)
+        populate(hosts[0], loop, seed)
+        for host in hosts:
+            host.stop()
+        weather = Weather(world, hosts, loop.people, store, seed, cluster and cluster.redis)
+        for host in hosts:
+            weather.start(host)
         world.start = time.monotonic()
         loop.run(ARGS.seconds, lambda: weather.turn())
-        if drain(world, loop, weather, daemon, PATIENCE):
+        if drain(world, loop, weather, PATIENCE):
             last_look(world, loop, weather)
         check_account(world, loop)
         check_numbers(world, loop, store)
-        done = daemon.ctl("fsck")
-        if done.returncode:
-            world.violate("fsck", done.stdout + done.stderr)
+        look_inside(world, hosts)
         for person in loop.people:
             person.drop(world.now(), hard=False)
-        try:
-            daemon.stop()
-        except AssertionError as why:
-            world.violate("daemon", str(why))
-        for line in daemon.log_text().splitlines():
-            if re.search(r"signal (6|7|8|11) |Sanitizer|runtime error:", line):
-                world.violate("crash", line)
-        report(world, weather, daemon, seed, ARGS.seconds)
-        explain(world, daemon, sys.stdout, 5)
+        stop_all(world, hosts, cluster)
+        report(world, weather, hosts, seed, ARGS.seconds)
+        explain(world, sys.stdout, 5)
         code = 1 if world.wrong else 0
         print("chaos: seed %d: %s" % (seed, "FAILED" if code else "passed"))
     finally:
         if ARGS.keep:
-            print("kept: %s %s" % (folder, daemon.dir))
-            with open(os.path.join(daemon.dir, "trace"), "w") as file:
-                explain(world, daemon, file, 1000)
-                for blow in world.blows:
-                    print("%9.3f %s" % blow, file=file)
-        daemon.destroy()
+            print("kept: %s %s" % (folder, " ".join(host.dir for host in hosts)))
+            keep_trace(world, hosts)
+        for host in hosts:
+            host.destroy()
+            if not ARGS.keep:
+                shutil.rmtree(host.dir, ignore_errors=True)
+        if cluster:
+            cluster.destroy()
         store.destroy()
         if not ARGS.keep:
-            shutil.rmtree(daemon.dir, ignore_errors=True)
             shutil.rmtree(folder, ignore_errors=True)
     return code
 
