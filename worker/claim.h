@@ -49,9 +49,12 @@ typedef void where_fn(uint64_t tag, uint64_t tag2, enum where w, struct host *h)
  * no session here, too. DONE may run at once where there is no connection (UNKNOWN). */
 void claim_where(uint32_t user, where_fn *done, uint64_t tag, uint64_t tag2);
 
-/* Which of N users are online on other hosts: sets ONLINE[i] where IDS[i] is. May run at once. IDS and ONLINE are
- * the caller's until DONE has run. Not asked twice for the same id next to each other. */
-typedef void claim_many_fn(void *arg);
-void claim_online(const uint32_t *ids, bool *online, uint32_t n, claim_many_fn *done, void *arg);
+/*
+ * Where those of N users are who are online on other hosts: AT[i] is the host, NULL for nowhere else.
+ * Not KNOWN: no answer came, and AT says nothing. IDS and AT are the caller's until DONE has run, which it
+ * may at once. Not asked twice for the same id next to each other.
+ */
+typedef void claim_many_fn(void *arg, bool known);
+void claim_online(const uint32_t *ids, struct host **at, uint32_t n, claim_many_fn *done, void *arg);
 
 #endif

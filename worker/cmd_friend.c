@@ -3,7 +3,6 @@
 
 #include <string.h>
 
-#include "shm/sess.h"
 #include "worker/greet.h"
 #include "worker/presence.h"
 #include "worker/store.h"
@@ -28,7 +27,7 @@ bool cmd_ref(const struct req *rq, const char *member, uint32_t *id_r, char *nam
 	return true;
 }
 
-static void added(struct store_job *j, void *arg)
+static void show_added(struct store_job *j)
 {
 	char echo[PROTO_REQ_MAX * 6 + 3];
 	struct conn *c = cmd_job_conn(j, echo);
@@ -36,7 +35,6 @@ static void added(struct store_job *j, void *arg)
 	struct json_out w;
 	bool online;
 
-	(void)arg;
 	if (c == NULL)
 		return;
 	if (j->rc != STORE_OK) {
@@ -48,7 +46,7 @@ static void added(struct store_job *j, void *arg)
 		return;
 	}
 	if (!presence_watches(c, p.id))
-		(void)presence_add(c, p.id, sess_online(p.id));
+		(void)presence_add(c, p.id, presence_state(p.id));
 	if (c->r->dialect == DIALECT_CLASSIC)
 		return;
 	cmd_open(c, &w, MSG_ADD_FRIEND_ACK, echo);
@@ -57,6 +55,12 @@ static void added(struct store_job *j, void *arg)
 	json_key(&w, "friend");
 	greet_friend(&w, c, &p, &online);
 	cmd_send(c, &w);
+}
+
+static void added(struct store_job *j, void *arg)
+{
+	(void)arg;
+	greet_learn(j, show_added);
 }
 
 void cmd_add_friend(struct conn *c, const struct req *rq)
@@ -104,7 +108,7 @@ void cmd_del_friend(struct conn *c, const struct req *rq)
 	store_submit(wk->store, j);
 }
 
-static void listed(struct store_job *j, void *arg)
+static void show_list(struct store_job *j)
 {
 	char echo[PROTO_REQ_MAX * 6 + 3];
 	struct conn *c = cmd_job_conn(j, echo);
@@ -112,7 +116,6 @@ static void listed(struct store_job *j, void *arg)
 	size_t max;
 	bool online;
 
-	(void)arg;
 	if (c == NULL)
 		return;
 	if (j->rc != STORE_OK && j->rc != STORE_GONE) {
@@ -129,6 +132,12 @@ static void listed(struct store_job *j, void *arg)
 		greet_friend(&w, c, &j->people[i], &online);
 	json_close(&w, ']');
 	cmd_send(c, &w);
+}
+
+static void listed(struct store_job *j, void *arg)
+{
+	(void)arg;
+	greet_learn(j, show_list);
 }
 
 void cmd_friend_list(struct conn *c, const struct req *rq)

@@ -72,13 +72,12 @@ void cmd_create_group(struct conn *c, const struct req *rq)
 
 /* ---- join ---- */
 
-static void joined(struct store_job *j, void *arg)
+static void show_joined(struct store_job *j)
 {
 	char echo[PROTO_REQ_MAX * 6 + 3];
 	struct conn *c = cmd_job_conn(j, echo);
 	struct json_out w;
 
-	(void)arg;
 	if (c == NULL)
 		return;
 	if (j->rc != STORE_OK || j->ngroups == 0) {
@@ -100,6 +99,12 @@ static void joined(struct store_job *j, void *arg)
 	json_key(&w, "group");
 	greet_group(&w, c, &j->groups[0], j->people, j->npeople, LIST_USERS);
 	cmd_send(c, &w);
+}
+
+static void joined(struct store_job *j, void *arg)
+{
+	(void)arg;
+	greet_learn(j, show_joined);
 }
 
 void cmd_join_group(struct conn *c, const struct req *rq)
@@ -161,7 +166,7 @@ void cmd_del_group(struct conn *c, const struct req *rq)
 
 /* ---- list ---- */
 
-static void listed(struct store_job *j, void *arg)
+static void show_list(struct store_job *j)
 {
 	char echo[PROTO_REQ_MAX * 6 + 3];
 	struct conn *c = cmd_job_conn(j, echo);
@@ -169,7 +174,6 @@ static void listed(struct store_job *j, void *arg)
 	size_t max = wk->conf.max_frame + PROTO_FRAME_EXTRA - 4096;
 	uint32_t left_values = LIST_VALUES, mine = 0;
 
-	(void)arg;
 	if (c == NULL)
 		return;
 	if (j->rc != STORE_OK && !(j->rc == STORE_GONE && j->op == STORE_GROUPS)) {
@@ -205,6 +209,12 @@ static void listed(struct store_job *j, void *arg)
 	}
 	json_close(&w, ']');
 	cmd_send(c, &w);
+}
+
+static void listed(struct store_job *j, void *arg)
+{
+	(void)arg;
+	greet_learn(j, show_list);
 }
 
 void cmd_group_list(struct conn *c, const struct req *rq)

@@ -9,10 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "shm/sess.h"
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cluster.h"
 #include "worker/cmd.h"
 #include "worker/group.h"
 #include "worker/login.h"
@@ -90,7 +90,7 @@ void greet_friend(struct json_out *w, const struct conn *c, const struct store_p
 	char buf[2048];
 	struct json_out o;
 
-	*online_r = sess_online(p->id);
+	*online_r = presence_state(p->id);
 	json_out_init(&o, buf, sizeof buf);
 	json_open(&o, '{');
 	json_kv_int(&o, "id", p->id);
@@ -109,7 +109,7 @@ static void group_user(struct json_out *w, const struct conn *c, const struct st
 	json_open(&o, '{');
 	json_kv_int(&o, "id", p->id);
 	json_kv_str(&o, "name", p->name);
-	json_kv_str(&o, "state", state_text(sess_online(p->id)));
+	json_kv_str(&o, "state", state_text(presence_state(p->id)));
 	json_kv_str(&o, "role", p->creator ? "creator" : "normal");
 	json_close(&o, '}');
 	element(w, c, &o);
@@ -405,6 +405,105 @@ static void done(struct conn *c)
 	conn_unblock(c);
 }
 
+/* ---- who is online elsewhere ---- */
+
+#define CLASSIC_USERS 14u		/* more of them, or of groups, are not in a classic frame */
+
+/*
+ * The members that may be shown. A group gets at most its share of the values of a frame among the
+ * groups from it on, in a classic greeting all that the bytes hold. People stand by group, in the
+ * order of the groups.
+ */
+static uint32_t shown_members(const struct store_group *groups, uint32_t ngroups,
+    const struct store_person *people, uint32_t npeople, bool in_classic, uint32_t *ids)
+{
+	uint32_t n = 0, k = 0, group = 0, left = 0, mine = 0;
+
+	for (uint32_t i = 0; i < ngroups; i++)
+		mine += groups[i].mine;
+	for (uint32_t i = 0; i < npeople; i++) {
+		if (people[i].group == 0)
+			continue;
+		if (people[i].group != group) {
+			group = people[i].group;
+			left = mine > k ? PROTO_VALUES_MAX / 5 / (mine - k) : 0;
+			if (in_classic)
+				left = k < CLASSIC_USERS ? CLASSIC_USERS : 0;
+			k++;
+		}
+		if (left > 0) {
+			ids[n++] = people[i].id;
+			left--;
+		}
+	}
+	return n;
+}
+
+/* Friends and members to ask for; malloc'ed, NULL where there is nobody or no memory. */
+static uint32_t *gather(const struct store_group *groups, uint32_t ngroups,
+    const struct store_person *people, uint32_t npeople, bool in_classic, uint32_t *n_r)
+{
+	uint32_t *ids = npeople > 0 ? malloc(npeople * sizeof *ids) : NULL, n = 0;
+
+	*n_r = 0;
+	if (ids == NULL)
+		return NULL;
+	for (uint32_t i = 0; i < npeople; i++)
+		if (people[i].group == 0)
+			ids[n++] = people[i].id;
+	*n_r = n + shown_members(groups, ngroups, people, npeople, in_classic, ids + n);
+	return ids;
+}
+
+struct learning { struct store_job *job; void (*then)(struct store_job *); };
+
+static void learnt(uint64_t tag)
+{
+	struct learning *g = (struct learning *)(uintptr_t)tag;
+
+	g->then(g->job);
+	store_job_free(g->job);
+	free(g);
+}
+
+void greet_learn(struct store_job *job, void (*then)(struct store_job *))
+{
+	struct learning *g;
+	uint32_t *ids, n;
+
+	if (job->rc != STORE_OK || !cluster_up() || (g = malloc(sizeof *g)) == NULL) {
+		then(job);
+		return;
+	}
+	*g = (struct learning){ store_job_take(job), then };
+	if (job->op == STORE_FRIEND_ADD) {
+		presence_learn(&job->user.id, 1, learnt, (uintptr_t)g);
+		return;
+	}
+	ids = gather(g->job->groups, g->job->ngroups, g->job->people, g->job->npeople, false, &n);
+	presence_learn(ids, n, learnt, (uintptr_t)g);
+	free(ids);
+}
+
+static void states_known(uint64_t tag)
+{
+	struct conn *c = conn_get((uint32_t)(tag >> 32), (uint32_t)tag);
+
+	if (c != NULL && c->greet != NULL && c->state == CONN_OPEN)
+		done(c);
+}
+
+static void learn(struct conn *c)
+{
+	struct greet *g = c->greet;
+	uint32_t *ids = NULL, n = 0;
+
+	if (cluster_on())
+		ids = gather(g->groups, g->ngroups, g->people, g->npeople, classic(c), &n);
+	presence_learn(ids, n, states_known, (uint64_t)c->rec << 32 | c->gen);
+	free(ids);
+}
+
 /* ---- gathering ---- */
 
 static int by_time(const void *a, const void *b)
@@ -482,7 +581,7 @@ static void next_range(struct conn *c)
 		return;
 	}
 	qsort(g->refs, g->nrefs, sizeof *g->refs, by_time);
-	done(c);
+	learn(c);
 }
 
 void greet_start(struct conn *c, struct store_job *job, const char *echo)

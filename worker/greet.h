@@ -21,6 +21,11 @@ void greet_mark(struct conn *c, uint64_t mark);
 /* Takes what it needs out of JOB; greets at once or after reading a few group messages. */
 void greet_start(struct conn *c, struct store_job *job, const char *echo);
 void greet_abort(struct conn *c);
+/*
+ * A finished store job whose answer shows people: THEN runs with it when it is known who of them is online
+ * on other hosts; at once where no other host is to be asked.
+ */
+void greet_learn(struct store_job *job, void (*then)(struct store_job *));
 /* A group as listed in several replies: {"id":..,"groupname":..,...,"users":[..]}, users bounded. */
 struct store_group;
 struct store_person;

@@ -13,9 +13,13 @@
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/call.h"
+#include "worker/claim.h"
+#include "worker/cluster.h"
 #include "worker/cmd.h"
 #include "worker/greet.h"
 #include "worker/group.h"
+#include "worker/hosts.h"
 #include "worker/peer.h"
 #include "worker/rate.h"
 #include "worker/session.h"
@@ -24,15 +28,21 @@
 #define POLL_MS 4
 #define WAIT_MS 4000			/* for a session that is being settled */
 #define DRAINING_MS 1500		/* for one that is just logging in or out */
+#define FAR_MS 50			/* a session of another host is asked about again */
+#define LATER_MS 100			/* a host whose channel nobody reads, or that does not answer */
+#define CHECK_MS 1000			/* for another host's answer */
+#define DRAIN_RETRY_MS 1000
 
 struct login {
-	bool reg, ack, by_token, asked;	/* asked: the other session was told to end */
+	bool reg, ack, by_token;
+	bool asked, far_asked;		/* the other session was told to end: on this host, on another */
 	uint32_t user, epoch;
 	char name[PROTO_NAME_BYTES + 1];
 	char password[PROTO_PASSWORD_MAX + 1];
 	size_t password_len;
 	char echo[PROTO_REQ_MAX * 6 + 3];
-	uint64_t until_ms;
+	uint64_t until_ms, far_until_ms;
+	struct claim_owner owner;	/* the claim that is in the way */
 	struct timer wait;
 	struct conn *conn;
 };
@@ -100,7 +110,10 @@ static void fail(struct conn *c, enum proto_errno e, const char *text, uint32_t 
 	cmd_reply(c, l->reg ? MSG_REG_ACK : MSG_LOGIN_ACK, l->echo, e, text, retry_ms);
 	if (c->login != NULL)
 		login_abort(c);
-	if (c->state == CONN_OPEN)
+	c->claiming = false;
+	if (c->state == CONN_OPEN && c->bound && !c->greeted && c->ending == END_NONE)
+		session_refused(c);
+	else if (c->state == CONN_OPEN)
 		conn_unblock(c);
 }
 
@@ -126,7 +139,7 @@ static struct store_job *job_new(struct conn *c, enum store_op op,
 	return j;
 }
 
-/* ---- step 4: bind, load, greet ---- */
+/* ---- step 6: load, greet ---- */
 
 static void loaded(struct store_job *j, void *arg)
 {
@@ -137,9 +150,6 @@ static void loaded(struct store_job *j, void *arg)
 		return;
 	struct login *l = c->login;
 	if (j->rc != STORE_OK) {
-		if (sess_unbind(l->user, c->rec) == SESS_EBROKEN)
-			_exit(WORKER_BROKEN);
-		c->bound = false;
 		if (j->rc == STORE_GONE)
 			fail(c, E_REFUSED, NULL, 0);
 		else
@@ -151,7 +161,6 @@ static void loaded(struct store_job *j, void *arg)
 		conn_close(c, CLOSE_MEMORY);
 		return;
 	}
-	c->r->since_wall_ms = (int64_t)clock_wall_ms();
 	greet_start(c, j, l->echo);
 }
 
@@ -160,11 +169,131 @@ static void load(struct conn *c)
 	struct store_job *j = job_new(c, STORE_LOAD, loaded);
 
 	j->id = c->login->user;
-	c->drained = 0;
-	c->behind = c->again = c->full_pass = c->draining = c->ranging = false;
 	greet_mark(c, group_hint_mark());
 	store_submit(wk->store, j);
 }
+
+/* ---- step 5: the only session of this user in the cluster? ---- */
+
+static void claimed(uint32_t rec, uint32_t gen, enum claim_rc rc, const struct claim_owner *by);
+
+static void claim(struct conn *c, const struct claim_owner *over)
+{
+	claim_take(c->login->user, c->rec, c->gen, over, claimed);
+}
+
+static void on_claim_again(struct timer *t)
+{
+	struct login *l = (struct login *)((char *)t - offsetof(struct login, wait));
+
+	claim(l->conn, NULL);
+}
+
+static void claim_again(struct conn *c, uint32_t ms)
+{
+	struct login *l = c->login;
+
+	if (clock_ms() >= l->far_until_ms) {
+		fail(c, E_AGAIN, "the host of the former session does not answer, or is still closing it",
+		    1000);
+		return;
+	}
+	l->conn = c;
+	timer_set(&l->wait, clock_ms() + ms, on_claim_again);
+}
+
+static void call_owner(struct conn *c, const char *method, bool end, call_done_fn *done)
+{
+	const struct login *l = c->login;
+	char args[128];
+	int len = snprintf(args, sizeof args, "{\"user\":%u", l->user);
+
+	if (end)
+		len += snprintf(args + len, sizeof args - (size_t)len,
+		    ",\"number\":%llu,\"reason\":\"replaced\"", (unsigned long long)l->owner.number);
+	len += snprintf(args + len, sizeof args - (size_t)len, "}");
+	call_host(hosts_find(l->owner.key), method, args, (size_t)len, CHECK_MS, done, NULL,
+	    (uint64_t)c->rec << 32 | c->gen);
+}
+
+static void told_to_end(void *arg, uint64_t tag, int code, const char *text, size_t len)
+{
+	struct conn *c = asker(tag >> 32, tag & UINT32_MAX);
+
+	(void)arg;
+	(void)text;
+	(void)len;
+	if (c == NULL || !c->claiming)
+		return;
+	if (code != CALL_OK)
+		c->login->far_asked = false;
+	claim_again(c, FAR_MS);
+}
+
+static bool state_is(const char *text, size_t len, const char *state)
+{
+	struct json_val root, v;
+
+	if (json_parse(wk->json2, text, len) != JSON_OK)
+		return false;
+	root = json_root(wk->json2);
+	return json_get(wk->json2, &root, "state", &v) && v.type == JSON_STRING && json_is(&v, state);
+}
+
+/* What the host of the claim says about its session. */
+static void checked(void *arg, uint64_t tag, int code, const char *text, size_t len)
+{
+	struct conn *c = asker(tag >> 32, tag & UINT32_MAX);
+
+	(void)arg;
+	if (c == NULL || !c->claiming)
+		return;
+	if (code != CALL_OK) {
+		claim_again(c, LATER_MS);
+	} else if (state_is(text, len, "none")) {
+		struct claim_owner over = c->login->owner;
+
+		claim(c, &over);
+	} else if (!state_is(text, len, "live")) {
+		claim_again(c, FAR_MS);
+	} else if (!wk->conf.replace) {
+		fail(c, E_ELSEWHERE, NULL, 0);
+	} else if (c->login->far_asked) {
+		claim_again(c, FAR_MS);
+	} else {
+		c->login->far_asked = true;
+		call_owner(c, "session.end", true, told_to_end);
+	}
+}
+
+static void claimed(uint32_t rec, uint32_t gen, enum claim_rc rc, const struct claim_owner *by)
+{
+	struct conn *c = asker(rec, gen);
+
+	if (c == NULL || !c->claiming)
+		return;			/* closed meanwhile; the end released the claim */
+	struct login *l = c->login;
+	if (l->far_until_ms == 0)
+		l->far_until_ms = clock_ms() + WAIT_MS;
+	switch (rc) {
+	case CLAIM_OURS:
+	case CLAIM_SILENT:
+		c->claiming = false;
+		load(c);
+		break;
+	case CLAIM_TAKEN:
+		l->owner = *by;
+		if (clock_ms() >= l->far_until_ms || hosts_find(by->key) == NULL)
+			claim_again(c, LATER_MS);
+		else
+			call_owner(c, "session.check", false, checked);
+		break;
+	case CLAIM_LATER:
+		claim_again(c, LATER_MS);
+	}
+}
+
+/* ---- step 4: bind ---- */
 
 static void try_bind(struct conn *c);
 
@@ -213,14 +342,27 @@ static void taken(struct conn *c, const struct sess_ref *old)
 	}
 }
 
+/* From the bind on messages for the user may come: they find a session that begins. */
+static void begin_session(struct conn *c)
+{
+	c->drained = 0;
+	c->behind = c->again = c->full_pass = c->draining = c->ranging = false;
+	c->r->since_wall_ms = (int64_t)clock_wall_ms();
+}
+
 static void try_bind(struct conn *c)
 {
 	struct sess_ref old;
 
+	begin_session(c);
 	switch (sess_bind(c->login->user, c->rec, LIVE_DRAINING, &old)) {
 	case SESS_OK:
 		c->bound = true;
-		load(c);
+		c->claiming = cluster_on();
+		if (c->claiming)
+			claim(c, NULL);
+		else
+			load(c);
 		break;
 	case SESS_ETAKEN:
 		taken(c, &old);
@@ -313,6 +455,28 @@ static struct login *begin(struct conn *c, const struct req *rq)
 	return l;
 }
 
+/* A host that is being emptied names others: before any work, and for whatever password. */
+static void refuse_draining(struct conn *c, const struct req *rq)
+{
+	struct json_out w;
+
+	if (c->r->dialect == DIALECT_CLASSIC) {
+		cmd_refuse(c, rq->msg, rq->wire, rq->echo, E_AGAIN, "this host is being emptied", DRAIN_RETRY_MS);
+		return;
+	}
+	COUNT(errors_out);
+	COUNT(login_failures);
+	cmd_open(c, &w, MSG_LOGIN_ACK, rq->echo);
+	json_kv_int(&w, "errno", E_AGAIN);
+	json_kv_str(&w, "errmsg", "this host is being emptied: log in on another one");
+	json_kv_int(&w, "retry_ms", DRAIN_RETRY_MS);
+	json_key(&w, "try");
+	json_open(&w, '[');
+	hosts_put_try(&w);
+	json_close(&w, ']');
+	cmd_send(c, &w);
+}
+
 static bool take_token(struct conn *c, struct login *l, const struct json_val *token)
 {
 	char text[AUTH_TOKEN_BYTES * 2];
@@ -366,6 +530,10 @@ void cmd_login(struct conn *c, const struct req *rq)
 	}
 	if (c->bound) {
 		cmd_refuse(c, rq->msg, rq->wire, rq->echo, E_DENIED, "log out first", 0);
+		return;
+	}
+	if (cluster_draining()) {
+		refuse_draining(c, rq);
 		return;
 	}
 	if (!has_token && (wait = login_rate(c)) > 0) {

@@ -1,13 +1,20 @@
-/* presence.c - the index of watchers, the delay before "offline", one pass a turn. */
+/* presence.c - the index of watchers, the delay before "offline", one pass a turn, and the other hosts. */
 #include "worker/presence.h"
 
 #include <stdlib.h>
+#include <string.h>
 
+#include "shm/rec.h"
 #include "shm/sess.h"
 #include "worker/base/clock.h"
+#include "worker/claim.h"
+#include "worker/cluster.h"
 #include "worker/cmd.h"
 #include "worker/conn.h"
+#include "worker/far.h"
+#include "worker/hosts.h"
 #include "worker/index.h"
+#include "worker/link.h"
 #include "worker/lists.h"
 #include "worker/peer.h"
 #include "worker/session.h"
@@ -23,6 +30,19 @@ static uint32_t nchanges, cap_changes;
 static struct absent *absents;		/* a ring: the delay is the same for all, so in order */
 static uint32_t absent_head, absent_len, absent_cap;
 static struct timer absent_timer;
+
+#define ASK_AT_ONCE 4096u		/* users in one question when all are asked for again */
+#define ASK_AGAIN_MS 2000		/* when Redis did not answer */
+
+static bool watched(uint32_t user)
+{
+	return index_find(&watchers, user) != NULL;
+}
+
+bool presence_state(uint32_t user)
+{
+	return sess_online(user) || far_online(user);
+}
 
 bool presence_watches(const struct conn *c, uint32_t user)
 {
@@ -45,12 +65,20 @@ bool presence_add(struct conn *c, uint32_t user, bool shown_online)
 	return index_add(&watchers, user, c->rec, c->gen, shown_online) == 0;
 }
 
+/* What is known of somebody whom nobody watches any more would soon be wrong. */
+static void unwatch(struct conn *c, uint32_t user)
+{
+	index_del(&watchers, user, c->rec, c->gen);
+	if (far_count() > 0 && !far_asked(user) && !watched(user))
+		far_forget(user);
+}
+
 void presence_del(struct conn *c, uint32_t user)
 {
 	uint32_t n;
 	uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
 
-	index_del(&watchers, user, c->rec, c->gen);
+	unwatch(c, user);
 	for (uint32_t i = 0; i < n; i++)
 		if ((f[i] & ~TOLD) == user) {
 			lists_del(c, LIST_FRIENDS, sizeof *f, i);
@@ -59,20 +87,35 @@ void presence_del(struct conn *c, uint32_t user)
 }
 
 static void note(uint32_t user, bool online);
+static void recheck_key(const struct index_vec *vec);
+static void ask(uint32_t *ids, uint32_t n, bool sure, presence_fn *done, uint64_t tag);
+static void hosts_changed_in(uint32_t ms);
 
-/* What changed while the session was on its way is told by the next turn. */
+/* What changed while the session was on its way is told by the next turn, or when it is known. */
 void presence_index(struct conn *c)
 {
-	uint32_t n;
+	uint32_t n, k = 0;
 	const uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
+	uint32_t *ids = n > 0 && cluster_up() ? malloc(n * sizeof *ids) : NULL;
 
 	for (uint32_t i = 0; i < n; i++) {
 		uint32_t user = f[i] & ~TOLD;
-		bool told = (f[i] & TOLD) != 0, online = sess_online(user);
 
-		(void)index_add(&watchers, user, c->rec, c->gen, told);
-		if (told != online)
-			note(user, online);
+		if (ids != NULL && !sess_online(user) && !watched(user))
+			ids[k++] = user;
+		(void)index_add(&watchers, user, c->rec, c->gen, f[i] & TOLD ? 1 : 0);
+	}
+	if (k > 0)
+		ask(ids, k, false, NULL, 0);
+	else
+		free(ids);
+	if (cluster_on() && !cluster_up())
+		hosts_changed_in(ASK_AGAIN_MS);
+	for (uint32_t i = 0; i < n; i++) {
+		const struct index_vec *vec = index_find(&watchers, f[i] & ~TOLD);
+
+		if (vec != NULL)
+			recheck_key(vec);
 	}
 }
 
@@ -82,7 +125,7 @@ void presence_unindex(struct conn *c)
 	const uint32_t *f = lists_get(c, LIST_FRIENDS, &n);
 
 	for (uint32_t i = 0; i < n; i++)
-		index_del(&watchers, f[i] & ~TOLD, c->rec, c->gen);
+		unwatch(c, f[i] & ~TOLD);
 }
 
 static void remember_told(struct conn *c, uint32_t user, bool online)
@@ -105,7 +148,7 @@ void presence_free_list(struct conn *c)
 /* Notes a change for this turn; the later of two about the same user wins by coming later. */
 static void note(uint32_t user, bool online)
 {
-	if (index_find(&watchers, user) == NULL)
+	if (!watched(user))
 		return;
 	if (nchanges == cap_changes) {
 		uint32_t cap = cap_changes == 0 ? 64 : cap_changes * 2;
@@ -119,11 +162,27 @@ static void note(uint32_t user, bool online)
 	changes[nchanges++] = (struct change){ user, online };
 }
 
+/* USER 0: look at all. */
+static void announce_far(uint32_t user, bool online)
+{
+	struct link_presence it = { .user = user, .online = online };
+	struct sess_ref ref;
+
+	if (!cluster_on())
+		return;
+	if (online && sess_find(user, &ref) == SESS_OK)
+		it.login_ms = (uint64_t)rec_at(ref.rec)->since_wall_ms;
+	(void)link_send_all(LK_PRESENCE, &it, sizeof it, NULL, 0);
+}
+
 static void announce(uint32_t user, bool online)
 {
 	struct item_presence it = { .user = user, .online = online };
 
 	peer_send_all(IT_PRESENCE, &it, sizeof it, NULL, 0);
+	announce_far(user, online);
+	if (online)
+		far_forget(user);
 	note(user, online);
 }
 
@@ -168,10 +227,13 @@ void presence_left(uint32_t user)
 		timer_set(&absent_timer, absents[absent_head].at_ms, on_absent);
 }
 
+/* Nobody is said to be offline while it may be that they are on another host. */
 static void recheck_key(const struct index_vec *vec)
 {
-	bool online = sess_online(vec->key);
+	bool online = presence_state(vec->key);
 
+	if (!online && (far_asked(vec->key) || (cluster_on() && !cluster_up())))
+		return;
 	for (uint32_t i = 0; i < vec->len; i++)
 		if ((vec->v[i].flag != 0) != online) {
 			note(vec->key, online);
@@ -192,6 +254,7 @@ static void on_recheck(struct timer *t)
 
 	(void)t;
 	peer_send_all(IT_PRESENCE, &it, sizeof it, NULL, 0);
+	announce_far(0, false);
 	recheck();
 }
 
@@ -206,20 +269,165 @@ void presence_on_item(const struct item *it)
 {
 	const struct item_presence *p = (const struct item_presence *)it;
 
-	if (p->user == 0)
+	if (p->user == 0) {
 		recheck();
-	else
-		note(p->user, p->online != 0);
+		return;
+	}
+	if (p->online)
+		far_forget(p->user);
+	note(p->user, p->online != 0);
+}
+
+/* ---- other hosts ---- */
+
+struct question {
+	uint32_t *ids, n;		/* in order, each once */
+	struct host **at;
+	uint64_t since, tag;
+	bool sure;
+	presence_fn *done;
+};
+
+static struct timer hosts_timer;
+static uint32_t *all;			/* those who are asked for again */
+static uint32_t nall, all_next;
+
+static void on_hosts_changed(struct timer *t);
+
+static void hosts_changed_in(uint32_t ms)
+{
+	if (!timer_is_set(&hosts_timer))
+		timer_set(&hosts_timer, clock_ms() + ms, on_hosts_changed);
+}
+
+static void answered(void *arg, bool known)
+{
+	struct question *q = arg;
+
+	for (uint32_t i = 0; known && i < q->n; i++) {
+		uint32_t user = q->ids[i];
+		uint64_t host = q->at[i] != NULL ? q->at[i]->key : 0;
+
+		if (far_answer(user, host, q->since, q->sure || !watched(user)))
+			note(user, host != 0);
+	}
+	if (q->done != NULL)
+		q->done(q->tag);
+	for (uint32_t i = 0; i < q->n; i++) {
+		const struct index_vec *vec = index_find(&watchers, q->ids[i]);
+
+		far_release(q->ids[i], vec != NULL);
+		if (known && vec != NULL && (q->sure || q->done == NULL))
+			recheck_key(vec);
+	}
+	if (!known)
+		hosts_changed_in(ASK_AGAIN_MS);
+	free(q->ids);
+	free(q->at);
+	free(q);
+}
+
+static int by_id(const void *a, const void *b)
+{
+	uint32_t x = *(const uint32_t *)a, y = *(const uint32_t *)b;
+
+	return x < y ? -1 : x > y;
+}
+
+/*
+ * Takes IDS. SURE: whoever is not found is offline, whatever was known; otherwise the host where they
+ * were says so in time. Without DONE, or SURE, differences to what was told are told.
+ */
+static void ask(uint32_t *ids, uint32_t n, bool sure, presence_fn *done, uint64_t tag)
+{
+	struct question *q = malloc(sizeof *q);
+	struct host **at = calloc(n > 0 ? n : 1, sizeof *at);
+	uint32_t k = 0;
+
+	if (q == NULL || at == NULL || n == 0) {
+		free(q);
+		free(at);
+		free(ids);
+		if (done != NULL)
+			done(tag);
+		return;
+	}
+	qsort(ids, n, sizeof *ids, by_id);
+	for (uint32_t i = 0; i < n; i++)
+		if ((k == 0 || ids[i] != ids[k - 1]) && far_hold(ids[i]))
+			ids[k++] = ids[i];
+	*q = (struct question){ .ids = ids, .n = k, .at = at, .since = far_now(), .tag = tag,
+	    .sure = sure, .done = done };
+	claim_online(ids, at, k, answered, q);
+}
+
+void presence_learn(const uint32_t *ids, uint32_t n, presence_fn *done, uint64_t tag)
+{
+	uint32_t *mine = n > 0 && cluster_up() ? malloc(n * sizeof *mine) : NULL, k = 0;
+
+	for (uint32_t i = 0; mine != NULL && i < n; i++)
+		if (!sess_online(ids[i]) && !watched(ids[i]))
+			mine[k++] = ids[i];
+	if (mine == NULL && n > 0 && cluster_on())
+		hosts_changed_in(ASK_AGAIN_MS);
+	ask(mine, k, false, done, tag);
 }
 
 void presence_on_far(struct host *from, const struct item *it)
 {
-	(void)from;
-	(void)it;
+	const struct link_presence *p = (const struct link_presence *)it;
+
+	if (p->user == 0) {
+		presence_hosts_changed();
+	} else if (p->online) {
+		if (far_came(p->user, from->key, p->login_ms, watched(p->user)))
+			note(p->user, true);
+	} else {
+		(void)far_left(p->user, from->key);
+		if (!far_asked(p->user))
+			note(p->user, false);
+	}
+}
+
+static void ask_all(uint64_t tag)
+{
+	uint32_t n = nall - all_next < ASK_AT_ONCE ? nall - all_next : ASK_AT_ONCE;
+	uint32_t *ids = n > 0 ? malloc(n * sizeof *ids) : NULL;
+
+	(void)tag;
+	if (ids == NULL || !cluster_up()) {
+		if (n > 0)
+			hosts_changed_in(ASK_AGAIN_MS);
+		free(ids);
+		free(all);
+		all = NULL;
+		return;
+	}
+	memcpy(ids, all + all_next, n * sizeof *ids);
+	all_next += n;
+	ask(ids, n, true, ask_all, 0);
+}
+
+static void on_hosts_changed(struct timer *t)
+{
+	if (all != NULL || !cluster_up()) {	/* when those who are being asked for are done, or Redis is back */
+		timer_set(t, clock_ms() + ASK_AGAIN_MS, on_hosts_changed);
+		return;
+	}
+	nall = all_next = 0;
+	if (watchers.nkeys == 0 || (all = malloc(watchers.nkeys * sizeof *all)) == NULL)
+		return;
+	for (uint32_t b = 0; b < watchers.nbuckets; b++)
+		for (const struct index_vec *v = watchers.bucket[b]; v != NULL; v = v->next)
+			if (!sess_online(v->key))
+				all[nall++] = v->key;
+	ask_all(0);
 }
 
 void presence_hosts_changed(void)
 {
+	if (cluster_on())
+		timer_set(&hosts_timer, clock_ms() + wk->conf.presence_delay_ms, on_hosts_changed);
 }
 
 static void tell(struct conn *c, uint32_t user, bool online)
@@ -239,7 +447,7 @@ static void tell(struct conn *c, uint32_t user, bool online)
 static void expand(const struct change *ch)
 {
 	struct index_vec *vec = index_find(&watchers, ch->user);
-	bool online = ch->online || sess_online(ch->user);
+	bool online = ch->online || presence_state(ch->user);
 
 	for (uint32_t i = 0; vec != NULL && i < vec->len; i++) {
 		struct index_entry *e = &vec->v[i];

@@ -5,6 +5,10 @@
  *         friend list. Coming and going is one small item a worker; each expands it to its own
  *         sessions. A session is told only what it does not know already: the index remembers the
  *         state last shown. Going offline is told after presence_delay_ms of absence.
+ * Hosts   the same small item goes to every other host. Where watched users are who are online elsewhere
+ *         (far.h) is asked once, when somebody here begins to watch them; from there on the items tell, and where
+ *         some may have been missed all are asked again, after the delay. "offline" counts only from
+ *         the host where the user was last.
  */
 #ifndef PARLEY_PRESENCE_H
 #define PARLEY_PRESENCE_H
@@ -16,6 +20,15 @@
 
 struct host;
 struct item;
+
+/* Is the user online, on this host or, as far as this worker knows, on another? */
+bool presence_state(uint32_t user);
+/*
+ * Asks where those of IDS are who are neither served here nor watched, so that presence_state() knows, until
+ * DONE has run; of those who are watched by then it goes on knowing. DONE runs at once where there is nothing to ask.
+ */
+typedef void presence_fn(uint64_t tag);
+void presence_learn(const uint32_t *ids, uint32_t n, presence_fn *done, uint64_t tag);
 
 /* The friends of a session, as ids in its lists chunk. */
 bool presence_add(struct conn *c, uint32_t user, bool shown_online);

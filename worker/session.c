@@ -17,10 +17,12 @@
 #include "shm/sess.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/claim.h"
 #include "worker/cmd.h"
 #include "worker/group.h"
 #include "worker/login.h"
 #include "worker/loop.h"
+#include "worker/notice.h"
 #include "worker/peer.h"
 #include "worker/presence.h"
 #include "worker/redo.h"
@@ -263,7 +265,7 @@ static void held_stored(struct store_job *j, void *arg)
 		delete_by_mid(c, m->mid);
 	} else if (m->flags & (MF_STORE | MF_GONE)) {
 		msg_free(ref);
-		if (c != NULL && c->ending == END_NONE) {
+		if (c != NULL) {
 			c->behind = c->again = true;
 			session_drain(c);
 		}
@@ -710,6 +712,7 @@ void session_drop_cache(struct conn *c)
 static void unbind(struct conn *c)
 {
 	uint32_t user = atomic_load(&c->r->user);
+	uint64_t number = atomic_load(&c->r->login);
 
 	group_unindex(c);
 	presence_unindex(c);
@@ -722,7 +725,14 @@ static void unbind(struct conn *c)
 	if (c->greeted)
 		atomic_fetch_sub_explicit(&wk->s->sessions, 1, memory_order_relaxed);
 	c->bound = false;
+	claim_release(user, number);
 	presence_left(user);
+}
+
+static void noticed(uint64_t tag, uint64_t tag2)
+{
+	(void)tag;
+	(void)tag2;
 }
 
 void session_settle(struct conn *c)
@@ -731,9 +741,13 @@ void session_settle(struct conn *c)
 	    c->held > 0 || c->cursors_dirty || c->draining || c->ranging || !c->bound)
 		return;
 	enum session_end how = c->ending;
+	uint32_t user = atomic_load(&c->r->user);
+	bool untold = !c->greeted && (c->behind || c->again);
 
 	gone_tidy(c, true);
 	unbind(c);
+	if (untold)			/* something was stored for a session that came to nothing */
+		notice_send(user, noticed, 0, 0);
 	c->ending = END_NONE;
 	c->greeted = c->behind = c->again = c->full_pass = false;
 	c->drained = 0;
@@ -745,10 +759,12 @@ void session_settle(struct conn *c)
 	if (c->fd < 0 || how == END_CLOSE)
 		return;			/* still open: its last bytes are on their way out */
 	c->r->ack = 0;
-	cmd_reply(c, MSG_LOGOUT_ACK, c->echo, E_OK, NULL, 0);
+	if (how == END_LOGOUT)
+		cmd_reply(c, MSG_LOGOUT_ACK, c->echo, E_OK, NULL, 0);
 	free(c->echo);
 	c->echo = NULL;
-	c->last_ms = c->since_ms = clock_ms();
+	if (how == END_LOGOUT)
+		c->last_ms = c->since_ms = clock_ms();
 	conn_rearm(c);
 	conn_unblock(c);
 }
@@ -803,6 +819,12 @@ void session_logout(struct conn *c, const char *req)
 	c->echo = req != NULL && *req != '\0' ? strdup(req) : NULL;
 	c->blocked = true;
 	end_begin(c, END_LOGOUT);
+}
+
+void session_refused(struct conn *c)
+{
+	c->blocked = true;
+	end_begin(c, END_REFUSED);
 }
 
 void session_closed(struct conn *c)

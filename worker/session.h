@@ -29,7 +29,7 @@
 struct item;
 struct store_msg;
 
-enum session_end { END_NONE = 0, END_LOGOUT, END_CLOSE };
+enum session_end { END_NONE = 0, END_LOGOUT, END_CLOSE, END_REFUSED };
 
 static inline bool session_logged_in(const struct conn *c) { return c->greeted && c->ending == END_NONE; }
 
@@ -61,6 +61,8 @@ void session_written(struct conn *c);
 /* The greeting was queued: the session is live, or drains first. */
 void session_greeted(struct conn *c);
 void session_logout(struct conn *c, const char *req);
+/* A bound login is refused after all (it has been answered): unbound as soon as what was handed to it is stored. */
+void session_refused(struct conn *c);
 /* conn.c: the descriptor is about to be closed: what has the other end not acknowledged? */
 void session_closing(struct conn *c);
 /* conn.c: the descriptor is closed. */

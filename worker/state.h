@@ -57,6 +57,7 @@ struct conn {
 	bool greeted;			/* LOGIN_MSG_ACK was queued */
 	bool full_pass;			/* the next drain reads from the start */
 	bool bound;			/* the hash names this session (record.bound) */
+	bool claiming;			/* bound, and the cluster is asked whether it may be */
 	bool again;			/* something new was stored while a drain was in flight */
 	uint8_t ending;			/* enum session_end: logging out or closed, not yet settled */
 	uint32_t storing;		/* messages for the session's user on their way to the store */

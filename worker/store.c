@@ -119,6 +119,22 @@ void store_job_body(struct store_job *job, const void *body, size_t len)
 	job->len = (uint32_t)len;
 }
 
+struct store_job *store_job_take(struct store_job *job)
+{
+	struct store_job *mine = store_job_new(job->op, job->done, job->arg);
+
+	*mine = *job;
+	mine->next = NULL;
+	job->rows = NULL;
+	job->people = NULL;
+	job->msgs = NULL;
+	job->groups = NULL;
+	job->body = NULL;
+	job->ids = NULL;
+	job->cursors = NULL;
+	return mine;
+}
+
 void store_job_free(struct store_job *job)
 {
 	for (uint32_t i = 0; job->rows != NULL && i < job->nrows; i++) {

@@ -9,7 +9,7 @@
  *         thread. Who asked is two numbers (tag) that the loop understands.
  * Owner   make a job with store_job_new(), fill in its arguments, store_submit() takes it in any
  *         case. done() runs on the loop in store_complete(); the job and what it points to are
- *         freed when done() returns (steal a pointer by setting it to NULL).
+ *         freed when done() returns (steal a pointer by setting it to NULL, or all with store_job_take()).
  * Results rc: STORE_OK; GONE, CONFLICT, FULL, DENIED are answers; DOWN (not done, store out of
  *         reach), BUSY (waited longer than pool_wait_ms or the queue is full: not done), UNSURE (may
  *         or may not be done; every write here is idempotent by key, so the thread itself retried
@@ -165,7 +165,9 @@ void store_set_pool(struct store *st, uint32_t wait_ms, uint32_t keep_days);	/* 
 
 /* A zeroed job; aborts the process when out of memory (a few hundred bytes; the region is the bound). */
 struct store_job *store_job_new(enum store_op op, void (*done)(struct store_job *, void *), void *arg);
-/* A job that was not submitted. */
+/* In done(): the job as the caller's own, to be freed with store_job_free(). */
+struct store_job *store_job_take(struct store_job *job);
+/* A job that was not submitted, or taken. */
 void store_job_free(struct store_job *job);
 void store_job_body(struct store_job *job, const void *body, size_t len);
 void store_submit(struct store *st, struct store_job *job);

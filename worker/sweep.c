@@ -20,6 +20,7 @@
 #include "worker/addrs.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/claim.h"
 #include "worker/group.h"
 #include "worker/lists.h"
 #include "worker/msg.h"
@@ -56,14 +57,17 @@ bool sweep_owns(uint32_t rec, uint32_t gen)
 static void cell_finish(struct cell *d)
 {
 	struct rec *r = rec_at(d->rec);
+	uint64_t number = atomic_load(&r->login);
 
 	d->over = true;
 	if (d->user != 0 && sess_unbind(d->user, d->rec) == SESS_EBROKEN)
 		_exit(WORKER_BROKEN);
 	atomic_store(&r->user, 0);
 	rec_free(d->rec, d->slot);
-	if (d->user != 0)
+	if (d->user != 0) {
+		claim_release(d->user, number);
 		presence_left(d->user);
+	}
 	COUNT(swept_sessions);
 	unsettled--;
 	slot_pending[d->slot]--;
