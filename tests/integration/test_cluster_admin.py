@@ -11,10 +11,6 @@ CLUSTER = {"hosts": 3}
 pytestmark = needs_redis
 
 
-def lines(text):
-    return [json.loads(line) for line in text.splitlines()]
-
-
 def refused_login(host, account):
     client = host.connect()
     return client.request(LOGIN, id=account.id, password=account.password)
@@ -86,7 +82,7 @@ def test_silent_host(make_cluster):
 def test_who_covers_all_hosts(cluster):
     people = cluster.people(6)
     for host in cluster:
-        found = {row["id"]: row for row in lines(host.ctl_ok("--json", "who")) if "id" in row}
+        found = {row["id"]: row for row in host.lines("who") if "id" in row}
         for number, client in enumerate(people):
             assert found[client.id]["host"] == cluster[number % 3].id
     text = cluster[0].ctl_ok("who")

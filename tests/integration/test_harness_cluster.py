@@ -250,3 +250,32 @@ def reached(ask):
             return one("PING") == "PONG"
     except OSError:
         return False
+
+
+def test_host_is_killed_as_a_whole(make_cluster):
+    cluster = make_cluster(hosts=2, start=False)
+    for host in cluster:
+        host.start(30)
+    one, two = cluster
+    assert len(one.workers) == 2 and one.address() == (one.ip, one.port)
+    client, other = one.online(), two.online()
+    one.kill_host()
+    assert not one.processes() and not one.alive() and two.alive()
+    client.wait_closed(clean=False)
+    other.ping()
+    one.restart()
+    one.login(client.account)
+
+
+def test_host_stands_still(make_cluster):
+    cluster = make_cluster(hosts=2, start=False)
+    for host in cluster:
+        host.start(30)
+    client, other = cluster[0].online(), cluster[1].online()
+    cluster[0].freeze_host()
+    with pytest.raises(AssertionError):
+        client.ping(0.3 / SCALE)
+    other.ping()
+    cluster[0].thaw_host()
+    client.expect(PONG)
+    client.ping()

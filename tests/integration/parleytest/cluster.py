@@ -12,7 +12,7 @@ from .client import Dropped
 from .cut import Cut, listener_in
 from .daemon import Daemon, all_pids, proc_stat, unique
 from .netns import Namespace
-from .poll import SCALE, wait_until
+from .poll import SCALE, Stopwatch, wait_until
 from .redis import Redis
 from .wire import *  # noqa: F403
 
@@ -72,7 +72,7 @@ class Host(Daemon):
 
         def still():
             return all(proc_stat("%d/task/%s" % (pid, task))[1] in "TtZ"
-                       for pid in self.group() for task in os.listdir("/proc/%d/task" % pid))
+                       for pid in self.session() for task in os.listdir("/proc/%d/task" % pid))
 
         wait_until(lambda: self.calm(still), 10, "%s stands still" % self.id)
         return time.monotonic()
@@ -80,7 +80,7 @@ class Host(Daemon):
     def thaw_host(self):
         os.killpg(self.pid, signal.SIGCONT)
 
-    def group(self):
+    def session(self):
         return [pid for pid in all_pids() if (proc_stat(pid) or (0, 0, 0, 0))[3] == self.pid]
 
     @staticmethod
@@ -107,34 +107,29 @@ class Host(Daemon):
 
     # -- what it says ----------------------------------------------------------------------------
 
+    def lines(self, *args):
+        """The objects that parleyctl prints, warnings too."""
+        return [json.loads(line) for line in self.ctl_ok("--json", *args).splitlines()]
+
     def hosts(self):
         """{id: row} as `parleyctl hosts` on this host shows the cluster."""
-        text = self.ctl_ok("--json", "hosts")
-        return {row["id"]: row for row in map(json.loads, text.splitlines()) if row}
+        return {row["id"]: row for row in self.lines("hosts") if "epoch" in row}
 
     def epoch(self):
         return self.hosts()[self.id]["epoch"]
 
-    def wait_hosts(self, *ids, state=None, deadline=15, **members):
-        """Waits until this host sees exactly those hosts (ids or Hosts)."""
+    def wait_hosts(self, *ids, state=None, deadline=15):
+        """Waits until this host sees exactly those hosts (ids or Hosts), read from Redis after this call."""
         names = sorted(getattr(host, "id", host) for host in ids)
+        watch = Stopwatch()
 
         def seen():
             rows = self.hosts()
             return sorted(rows) == names and all(
-                (state is None or row["state"] == state) and
-                all(row.get(k) == v for k, v in members.items()) for row in rows.values()) and rows
+                (state is None or row["state"] == state) and row["seen_ms"] < watch.seconds * 1000
+                for row in rows.values()) and rows
 
         return wait_until(seen, deadline, "%s sees the hosts %s" % (self.id, names), step=0.05)
-
-    def wait_redis(self, up=True, deadline=15):
-        """Waits until this host's own row is in the registry that it reads from Redis (or the
-        command says that there is no answer)."""
-        def asked():
-            done = self.ctl("--json", "hosts")
-            return (done.returncode == 0 and self.id in done.stdout) is up
-
-        wait_until(asked, deadline, "%s %s Redis" % (self.id, "has" if up else "is without"), step=0.05)
 
 
 class Cluster:
