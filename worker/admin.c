@@ -602,6 +602,16 @@ static void run_who(struct admin *a, const struct json_val *root)
 	a->who_across = cluster_on() && !local && !a->ctl;
 }
 
+static void run_call(struct admin *a, const struct json_val *root, const char *host,
+    const char *method)
+{
+	struct json_val with;
+
+	if (!json_get(wk->json2, root, "with", &with))
+		with.type = JSON_NONE;
+	admin_call(a, host, method, &with);
+}
+
 static void run(struct admin *a, const char *line, size_t len)
 {
 	struct json_val root, v, args = { .type = JSON_NONE };
@@ -634,6 +644,10 @@ static void run(struct admin *a, const char *line, size_t len)
 		admin_hosts(a);
 	else if (strcmp(cmd, "drain") == 0)
 		admin_drain(a, arg[0]);
+	else if (strcmp(cmd, "methods") == 0)
+		admin_methods(a);
+	else if (strcmp(cmd, "call") == 0)
+		run_call(a, &root, arg[0], arg[1]);
 	else if (strcmp(cmd, "fsck") == 0)
 		fsck(a);
 	else if (strcmp(cmd, "kick") == 0)

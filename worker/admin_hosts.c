@@ -76,9 +76,10 @@ void admin_hosts(struct admin *a)
 	for (unsigned i = 0; (h = hosts_at(i)) != NULL; i++)
 		if (h->alive)
 			host_line(a, h);
-	if (!cluster_up())
-		warn(a, NULL, "Redis does not answer: this is what was known before");
-	admin_finish(a, 0, "");
+	if (cluster_up())
+		admin_finish(a, 0, "");
+	else
+		admin_finish(a, 1, "Redis does not answer: this is what was known before");
 }
 
 /* ---- drain ---- */
@@ -167,7 +168,7 @@ static struct host *live_host(const char *id)
 	struct host *h;
 
 	for (unsigned i = 0; (h = hosts_at(i)) != NULL; i++)
-		if (h->alive && strcmp(h->id, id) == 0)
+		if ((h->alive || h->self) && strcmp(h->id, id) == 0)
 			return h;
 	return NULL;
 }
@@ -217,6 +218,57 @@ bool admin_forward(struct admin *a, const char *host, const char *cmd, const cha
 		call_host(h, "ctl", line, len, slow ? SLOW_MS : QUICK_MS, forwarded, NULL, a->number);
 	}
 	return true;
+}
+
+/* ---- a method, called by hand ---- */
+
+void admin_methods(struct admin *a)
+{
+	const struct call_method *m;
+	struct json_out w;
+
+	for (unsigned i = 0; (m = call_method_at(i)) != NULL; i++) {
+		admin_line(&w);
+		json_kv_str(&w, "name", m->name);
+		json_kv_str(&w, "help", m->help);
+		admin_say(a, &w);
+	}
+	admin_finish(a, 0, "");
+}
+
+static void called(void *arg, uint64_t tag, int code, const char *text, size_t len)
+{
+	struct admin *a = admin_find(tag);
+	char why[160];
+
+	(void)arg;
+	if (a == NULL)
+		return;
+	a->pending--;
+	admin_raw(a, text, len);
+	if (code > 0)
+		snprintf(why, sizeof why, "host %s: code %d", a->asked->id, code);
+	else
+		snprintf(why, sizeof why, "host %s: %s", a->asked->id, call_text(code));
+	admin_finish(a, code != CALL_OK, code != CALL_OK ? why : "");
+}
+
+void admin_call(struct admin *a, const char *host, const char *method, const struct json_val *with)
+{
+	struct host *h;
+
+	if (!cluster_on()) {
+		admin_finish(a, 1, alone);
+	} else if ((h = live_host(host)) == NULL) {
+		no_such_host(a, host);
+	} else {
+		a->asked = h;
+		a->pending++;
+		if (with->type == JSON_OBJECT)
+			call_host(h, method, with->raw, with->len, QUICK_MS, called, NULL, a->number);
+		else
+			call_host(h, method, "{}", 2, QUICK_MS, called, NULL, a->number);
+	}
 }
 
 /* ---- who, on all hosts ---- */

@@ -66,6 +66,9 @@ void admin_hosts(struct admin *a);
 void admin_drain(struct admin *a, const char *arg);
 /* Sends the request to the host that it names; false: it is for this one. CMD is its name. */
 bool admin_forward(struct admin *a, const char *host, const char *cmd, const char *line, size_t len);
+/* What there is to call (call.h); calls it. WITH is the object of its arguments, or nothing. */
+void admin_methods(struct admin *a);
+void admin_call(struct admin *a, const char *host, const char *method, const struct json_val *with);
 /* Goes on with the lines of other hosts; finishes the request behind the last. */
 void admin_who_across(struct admin *a);
 /* Ends the session of USER on another host. THEN runs once, perhaps at once. */
