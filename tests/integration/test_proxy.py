@@ -223,6 +223,30 @@ def test_connections_of_an_address_are_the_clients(make_daemon):
     wait_until(again, 5, "a place is free again")
 
 
+@Namespace.needed
+def test_the_proxys_own_address_does_not_count():
+    """But for those of whom it says nothing."""
+    with Namespace() as ns, ns.daemon(max_connections_address=3) as daemon:
+        daemon.stop()
+        daemon.write_conf(listen=["%s:%d proxy" % (ns.inner, daemon.port), daemon.unix])
+        daemon.start()
+
+        def behind_it(header):
+            client = ns.connect(daemon, ns.outer)
+            client.send_raw(header)
+            client.send(PING)
+            return client, client.expect_next().kind
+
+        for _ in range(3):                              # nothing of it is left over, either
+            kept = [behind_it(v1("198.51.100.%d" % n)) for n in range(1, 11)]
+            assert [kind for _, kind in kept] == [PONG] * 10
+            nobody = [behind_it(UNKNOWN if n % 2 else LOCAL) for n in range(5)]
+            assert [kind for _, kind in nobody] == [PONG] * 3 + [ERROR] * 2
+            for client, _ in kept + nobody:
+                client.close()
+            wait_until(lambda: not addresses(daemon), 10, "all are gone")
+
+
 def test_ipv6_addresses_count_by_network(make_daemon):
     daemon = make_daemon(start=False, max_connections_address=3).listen_behind_proxy().start()
     for host in range(3):
