@@ -11,6 +11,8 @@
 #include <unistd.h>
 
 #include "client/ctl_call.h"
+#include "client/ctl_hosts.h"
+#include "client/ctl_plan.h"
 #include "client/ctl_print.h"
 #include "client/ctl_user.h"
 #include "client/text.h"
@@ -21,6 +23,7 @@ enum ctl_exit { CTL_DONE = 0, CTL_FAILED = 1, CTL_USAGE = 2, CTL_UNREACHABLE = 3
 
 #define DEFAULT_SOCKET "/var/lib/parley/parleyd.sock"
 #define TOKEN_BATCH    2000		/* bytes of names in one request; it may be 3 KiB */
+#define CHANGES_MAX    64
 
 static const char *const conf_paths[] = { "/etc/parley/parleyd.conf", "/etc/parleyd.conf" };
 
@@ -29,6 +32,12 @@ struct ctl {
 	char *found;			/* the socket, once looked up */
 	bool json, quiet, no_password;
 	double timeout;			/* seconds, < 0: the command's own */
+	const char *host;		/* which of the cluster is meant */
+	bool local, cancel;
+	struct hosts_upstream upstream;
+	/* upstream and ring: hosts that were typed, and changes that are only thought of */
+	struct { const char *kind, *text; } change[CHANGES_MAX];
+	size_t nchanges;
 };
 
 static const char usage[] =
@@ -43,6 +52,13 @@ static const char usage[] =
     "  scale N               run N workers; returns when they do\n"
     "  stop                  stop the daemon; returns when it is gone\n"
     "  fsck                  check the session table\n"
+    "  drain                 take this host out of its cluster; --cancel: back into it\n"
+    "  hosts                 the hosts of the cluster\n"
+    "  upstream              nginx's upstream block for them (--consistent, --name NAME,\n"
+    "                        --max-fails N, --fail-timeout SECONDS)\n"
+    "  ring [ADDRESS... | -] nginx's consistent hash of them: shares and points, or whose a\n"
+    "                        client is (-: addresses from stdin); --add HOST:PORT[=WEIGHT],\n"
+    "                        --del HOST:PORT, --down HOST:PORT: what would move\n"
     "  user add NAME         make an account (--no-password: it can log in by token only)\n"
     "  user passwd NAME      change a password; tokens made before stop working\n"
     "  user del NAME         delete an account\n"
@@ -56,6 +72,10 @@ static const char usage[] =
     "                        configuration, $PARLEY_CONTROL, or " DEFAULT_SOCKET ")\n"
     "  --json                print the daemon's answer as JSON, one object a line\n"
     "  --timeout SECONDS     how long the daemon may be silent (30; 90 for scale and reload)\n"
+    "  --host ID             asks that host of the cluster\n"
+    "  --local               for who and kick: this host only\n"
+    "  --from HOST:PORT[=WEIGHT],...\n"
+    "                        for upstream and ring: these hosts; no daemon is asked\n"
     "  --password-file FILE  for user add and passwd: the password is the file's first line\n"
     "\n"
     "USER is a name or an id. Passwords are asked for, or read from standard input where that is\n"
@@ -110,12 +130,17 @@ static const char *find_socket(struct ctl *c)
 
 /* --- Requests --------------------------------------------------------------------------------- */
 
-/* {"cmd":CMD,"args":[...] and what the caller adds before end_request(). */
-static void begin_request(struct json_out *w, char *buf, size_t cap, const char *cmd, int argc, char **argv)
+/* {"cmd":CMD,"args":[...] and what the caller adds before run(). */
+static void begin_request(const struct ctl *c, struct json_out *w, char *buf, size_t cap,
+    const char *cmd, int argc, char **argv)
 {
 	json_out_init(w, buf, cap);
 	json_open(w, '{');
 	json_kv_str(w, "cmd", cmd);
+	if (c->host != NULL)
+		json_kv_str(w, "host", c->host);
+	if (c->local)
+		json_kv_bool(w, "local", true);
 	json_key(w, "args");
 	json_open(w, '[');
 	for (int i = 0; i < argc; i++)
@@ -175,7 +200,7 @@ static int simple(struct ctl *c, const char *cmd, enum print_as as, double secon
 	char buf[3000];
 	struct json_out w;
 
-	begin_request(&w, buf, sizeof buf, cmd, argc, argv);
+	begin_request(c, &w, buf, sizeof buf, cmd, argc, argv);
 	return run(c, &w, as, seconds, NULL);
 }
 
@@ -234,6 +259,17 @@ static int cmd_fsck(struct ctl *c, int argc, char **argv)
 	return simple(c, "fsck", PRINT_PLAIN, 300, argc, argv);
 }
 
+static int cmd_drain(struct ctl *c, int argc, char **argv)
+{
+	static char cancel[] = "cancel";
+	char *args[] = { cancel };
+
+	(void)argc;
+	(void)argv;
+	/* how long it takes is in the daemon's configuration */
+	return simple(c, "drain", PRINT_PLAIN, 0, c->cancel ? 1 : 0, args);
+}
+
 static int cmd_user_secret(struct ctl *c, int argc, char **argv)
 {
 	char buf[3000];
@@ -241,7 +277,7 @@ static int cmd_user_secret(struct ctl *c, int argc, char **argv)
 	struct json_out w;
 	int rc;
 
-	begin_request(&w, buf, sizeof buf, "user", argc, argv);
+	begin_request(c, &w, buf, sizeof buf, "user", argc, argv);
 	if (c->no_password) {
 		json_kv_bool(&w, "no_password", true);
 	} else {
@@ -267,7 +303,7 @@ static int cmd_user_import(struct ctl *c, int argc, char **argv)
 
 	if (!user_import_open(&import, argc > 1 ? argv[1] : dash))
 		return CTL_FAILED;
-	begin_request(&w, buf, sizeof buf, "user", 1, argv);
+	begin_request(c, &w, buf, sizeof buf, "user", 1, argv);
 	rc = run(c, &w, PRINT_PLAIN, 300, &import);
 	if (rc == CTL_DONE && import.failed)
 		rc = CTL_FAILED;
@@ -305,7 +341,7 @@ static int token_stream(struct ctl *c, enum print_as as)
 		size_t bytes = 0;
 		int rc;
 
-		begin_request(&w, buf, sizeof buf, "token", 0, NULL);
+		begin_request(c, &w, buf, sizeof buf, "token", 0, NULL);
 		w.len--;			/* back into the list */
 		w.comma = false;
 		while (bytes < TOKEN_BATCH && (len = getline(&line, &cap, stdin)) >= 0) {
@@ -335,6 +371,151 @@ static int cmd_token(struct ctl *c, int argc, char **argv)
 	return simple(c, "token", as, 60, argc, argv);
 }
 
+/* --- The cluster and nginx -------------------------------------------------------------------- */
+
+struct registry {
+	struct hosts *hosts;
+	struct json *json;
+	char message[1000];
+};
+
+static void on_host(void *arg, const char *line, size_t len, bool done)
+{
+	struct registry *r = arg;
+	struct json_val root, v;
+
+	if (json_parse(r->json, line, len) != JSON_OK)
+		return;
+	root = json_root(r->json);
+	if (!done)
+		hosts_take(r->hosts, r->json, &root);
+	else if (json_get(r->json, &root, "message", &v))
+		(void)json_text(&v, r->message, sizeof r->message, NULL);
+}
+
+static int ask_hosts(struct ctl *c, struct hosts *hs)
+{
+	struct registry r = { .hosts = hs, .json = json_new(JSON_UNTRUSTED) };
+	struct call call = { .path = find_socket(c), .arg = &r, .line = on_host,
+	    .timeout_ms = (int)((c->timeout >= 0 ? c->timeout : 30) * 1000) };
+	struct text why = { 0 };
+	struct json_out w;
+	enum call_rc rc;
+	char buf[512];
+	int code = 1;
+
+	if (r.json == NULL)
+		return CTL_FAILED;
+	begin_request(c, &w, buf, sizeof buf, "hosts", 0, NULL);
+	json_close(&w, '}');
+	if (w.over)
+		usage_error("the arguments are too long");
+	rc = call_run(&call, w.buf, w.len, &code);
+	json_free(r.json);
+	text_clean(&why, TEXT_SHOWN, r.message, strlen(r.message));
+	if (rc != CALL_OK || code != 0)
+		fprintf(stderr, "parleyctl: %s\n", rc != CALL_OK ? call_why() :
+		    why.len > 0 ? why.s : "refused");
+	text_fini(&why);
+	hosts_sort(hs);
+	return rc == CALL_UNREACHABLE ? CTL_UNREACHABLE : rc == CALL_OK && code == 0 ? CTL_DONE :
+	    CTL_FAILED;
+}
+
+/* The hosts for nginx: typed, or those of the cluster; and what is to be done to them. */
+static int find_hosts(struct ctl *c, struct hosts *hs)
+{
+	bool typed = false;
+
+	for (size_t i = 0; i < c->nchanges; i++)
+		if (strcmp(c->change[i].kind, "from") == 0) {
+			typed = true;
+			if (hosts_from(hs, c->change[i].text) != 0)
+				return CTL_USAGE;
+		}
+	if (!typed) {
+		int rc = ask_hosts(c, hs);
+
+		if (rc != CTL_DONE)
+			return rc;
+		hosts_reachable(hs);
+	}
+	for (size_t i = 0; i < c->nchanges; i++)
+		if (strcmp(c->change[i].kind, "from") != 0 &&
+		    hosts_change(hs, c->change[i].kind, c->change[i].text) != 0)
+			return CTL_USAGE;
+	return CTL_DONE;
+}
+
+static int cmd_hosts(struct ctl *c, int argc, char **argv)
+{
+	struct hosts hs = { 0 };
+	int rc;
+
+	if (c->json)
+		return simple(c, "hosts", PRINT_HOSTS, 30, argc, argv);
+	rc = ask_hosts(c, &hs);
+	if (rc == CTL_DONE)
+		hosts_table(&hs);
+	hosts_fini(&hs);
+	return rc;
+}
+
+static int cmd_upstream(struct ctl *c, int argc, char **argv)
+{
+	struct hosts hs = { 0 };
+	int rc = find_hosts(c, &hs);
+
+	(void)argc;
+	(void)argv;
+	if (rc == CTL_DONE && hosts_upstream(&hs, &c->upstream) != 0)
+		rc = CTL_FAILED;
+	hosts_fini(&hs);
+	return rc;
+}
+
+static int plan_stream(const struct plan *p)
+{
+	char *line = NULL;
+	size_t cap = 0;
+	int rc = CTL_DONE;
+
+	while (getline(&line, &cap, stdin) >= 0) {
+		line[strcspn(line, "\r\n")] = '\0';
+		if (line[0] != '\0' && plan_client(p, line) != 0)
+			rc = CTL_FAILED;
+	}
+	free(line);
+	return rc;
+}
+
+static int cmd_ring(struct ctl *c, int argc, char **argv)
+{
+	struct hosts hs = { 0 };
+	struct plan p;
+	int rc = find_hosts(c, &hs);
+
+	if (rc == CTL_DONE && plan_open(&p, &hs, c->json) != 0)
+		rc = CTL_FAILED;
+	if (rc != CTL_DONE) {
+		hosts_fini(&hs);
+		return rc;
+	}
+	for (int i = 0; i < argc; i++)
+		if (strcmp(argv[i], "-") == 0 ? plan_stream(&p) != CTL_DONE : plan_client(&p, argv[i]) != 0)
+			rc = CTL_FAILED;
+	if (argc == 0) {
+		plan_hosts(&p);
+		if (hs.planned)
+			plan_moves(&p);
+		else
+			plan_points(&p);
+	}
+	plan_close(&p);
+	hosts_fini(&hs);
+	return rc;
+}
+
 static int cmd_help(struct ctl *c, int argc, char **argv)
 {
 	(void)c;
@@ -358,6 +539,8 @@ commands[] = {
 	{ "status", 0, 0, cmd_status }, { "sessions", 0, 0, cmd_sessions }, { "who", 0, 0, cmd_who },
 	{ "kick", 1, 1, cmd_kick }, { "metrics", 0, 0, cmd_metrics }, { "reload", 0, 0, cmd_reload },
 	{ "scale", 1, 1, cmd_scale }, { "stop", 0, 1, cmd_stop }, { "fsck", 0, 0, cmd_fsck },
+	{ "drain", 0, 0, cmd_drain }, { "hosts", 0, 0, cmd_hosts }, { "upstream", 0, 0, cmd_upstream },
+	{ "ring", 0, 100000, cmd_ring },
 	{ "user", 1, 2, cmd_user }, { "token", 1, 1000, cmd_token }, { "help", 0, 0, cmd_help },
 	{ "version", 0, 0, cmd_version }
 };
@@ -379,16 +562,54 @@ static int dispatch(struct ctl *c, int argc, char **argv)
 	usage_error(text);
 }
 
+static unsigned read_number(const char *option, const char *text)
+{
+	int64_t n = strcmp(text, "0") == 0 ? 0 : text_id(text);
+	char why[64];
+
+	if ((n > 0 && n <= 86400) || strcmp(text, "0") == 0)
+		return (unsigned)n;
+	snprintf(why, sizeof why, "%s takes a number from 0 to 86400", option);
+	usage_error(why);
+}
+
+/* What stands behind `upstream` in nginx's configuration, and nothing more. */
+static const char *read_name(const char *text)
+{
+	if (text[0] == '\0' || strspn(text, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	    "0123456789._-") != strlen(text))
+		usage_error("--name takes letters, digits, dots, dashes and underscores");
+	return text;
+}
+
+static void add_change(struct ctl *c, const char *kind, const char *text)
+{
+	if (c->nchanges == CHANGES_MAX)
+		usage_error("too many --from, --add, --del and --down");
+	c->change[c->nchanges].kind = kind;
+	c->change[c->nchanges++].text = text;
+}
+
 int main(int argc, char **argv)
 {
-	enum { JSON = 256, TIMEOUT, PASSWORD_FILE, NO_PASSWORD, QUIET };
+	enum { JSON = 256, TIMEOUT, PASSWORD_FILE, NO_PASSWORD, QUIET, HOST, LOCAL, CANCEL,
+		CONSISTENT, NAME, MAX_FAILS, FAIL_TIMEOUT, FROM, ADD, DEL, DOWN };
 	static const struct option longs[] = {
 		{ "json", no_argument, NULL, JSON }, { "timeout", required_argument, NULL, TIMEOUT },
 		{ "password-file", required_argument, NULL, PASSWORD_FILE },
 		{ "no-password", no_argument, NULL, NO_PASSWORD }, { "quiet", no_argument, NULL, QUIET },
+		{ "host", required_argument, NULL, HOST }, { "local", no_argument, NULL, LOCAL },
+		{ "cancel", no_argument, NULL, CANCEL },
+		{ "consistent", no_argument, NULL, CONSISTENT },
+		{ "name", required_argument, NULL, NAME },
+		{ "max-fails", required_argument, NULL, MAX_FAILS },
+		{ "fail-timeout", required_argument, NULL, FAIL_TIMEOUT },
+		{ "from", required_argument, NULL, FROM }, { "add", required_argument, NULL, ADD },
+		{ "del", required_argument, NULL, DEL }, { "down", required_argument, NULL, DOWN },
 		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { 0 }
 	};
-	struct ctl c = { .timeout = -1 };
+	struct ctl c = { .timeout = -1, .upstream = { .name = "parley", .max_fails = 2,
+	    .fail_timeout_s = 5 } };
 	char *end;
 	int o, rc;
 
@@ -407,6 +628,19 @@ int main(int argc, char **argv)
 			if (end == optarg || *end != '\0' || !(c.timeout >= 0 && c.timeout <= 86400))
 				usage_error("--timeout takes seconds, from 0 to 86400");
 			break;
+		case HOST: c.host = optarg; break;
+		case LOCAL: c.local = true; break;
+		case CANCEL: c.cancel = true; break;
+		case CONSISTENT: c.upstream.consistent = true; break;
+		case NAME: c.upstream.name = read_name(optarg); break;
+		case MAX_FAILS: c.upstream.max_fails = read_number("--max-fails", optarg); break;
+		case FAIL_TIMEOUT:
+			c.upstream.fail_timeout_s = read_number("--fail-timeout", optarg);
+			break;
+		case FROM: add_change(&c, "from", optarg); break;
+		case ADD: add_change(&c, "add", optarg); break;
+		case DEL: add_change(&c, "del", optarg); break;
+		case DOWN: add_change(&c, "down", optarg); break;
 		case 'h': return cmd_help(&c, 0, NULL);
 		case 'V': return cmd_version(&c, 0, NULL);
 		default: usage_error("unknown option");

@@ -125,12 +125,15 @@ static void session(struct print *p, const struct json_val *o)
 
 static void who(struct print *p, const struct json_val *o)
 {
+	const char *host = field(p, o, "host");
 	char since[32];
 
 	if (p->lines == 1)
-		printf("%10s %-30s %6s %-19s\n", "ID", "NAME", "WORKER", "SINCE");
-	printf("%10s %-30s %6s %-19s\n", field(p, o, "id"), or_dash(field(p, o, "name")),
-	    or_dash(field(p, o, "worker")), moment(number(p, o, "since"), since));
+		printf("%10s %-30s %6s %-19s%s\n", "ID", "NAME", "WORKER", "SINCE",
+		    host[0] != '\0' ? " HOST" : "");
+	printf("%10s %-30s %6s %-19s%s%s\n", field(p, o, "id"), or_dash(field(p, o, "name")),
+	    or_dash(field(p, o, "worker")), moment(number(p, o, "since"), since),
+	    host[0] != '\0' ? " " : "", host);
 }
 
 static void metric(struct print *p, const struct json_val *o)
@@ -199,8 +202,15 @@ static void data(struct print *p, const struct json_val *o)
 	case PRINT_TOKEN:
 	case PRINT_TOKEN_ONLY: token(p, o); break;
 	case PRINT_USER: user(p, o); break;
+	case PRINT_HOSTS:
 	case PRINT_PLAIN: plain(p, o); break;
 	}
+}
+
+/* May it be empty? */
+static bool is_list(enum print_as as)
+{
+	return as == PRINT_SESSIONS || as == PRINT_WHO || as == PRINT_HOSTS;
 }
 
 void print_line(struct print *p, const char *line, size_t len, bool done)
@@ -216,7 +226,7 @@ void print_line(struct print *p, const char *line, size_t len, bool done)
 		if (parsed && json_get(p->parser, &root, "message", &v))
 			(void)json_text(&v, p->message, sizeof p->message, NULL);
 		code = number(p, &root, "code");
-		if (p->json && (code != 0 || (p->lines == 0 && p->as != PRINT_SESSIONS && p->as != PRINT_WHO)))
+		if (p->json && (code != 0 || (p->lines == 0 && !is_list(p->as))))
 			printf("%.*s\n", (int)len, line);
 		return;
 	}
