@@ -73,7 +73,7 @@ static const char usage[] =
     "  --json                print the daemon's answer as JSON, one object a line\n"
     "  --timeout SECONDS     how long the daemon may be silent (30; 90 for scale and reload)\n"
     "  --host ID             asks that host of the cluster\n"
-    "  --local               for who and kick: this host only\n"
+    "  --local               for who: this host only\n"
     "  --from HOST:PORT[=WEIGHT],...\n"
     "                        for upstream and ring: these hosts; no daemon is asked\n"
     "  --password-file FILE  for user add and passwd: the password is the file's first line\n"
@@ -177,7 +177,7 @@ static int run(struct ctl *c, struct json_out *w, enum print_as as, double secon
 	if (w->over)
 		usage_error("the arguments are too long");
 	print_init(&a.print, as, c->json);
-	a.print.quiet = as != PRINT_PLAIN;
+	a.print.quiet = as != PRINT_PLAIN && as != PRINT_MESSAGE;
 	switch (call_run(&call, w->buf, w->len, &code)) {
 	case CALL_OK:
 		print_end(&a.print, code);
@@ -266,8 +266,7 @@ static int cmd_drain(struct ctl *c, int argc, char **argv)
 
 	(void)argc;
 	(void)argv;
-	/* how long it takes is in the daemon's configuration */
-	return simple(c, "drain", PRINT_PLAIN, 0, c->cancel ? 1 : 0, args);
+	return simple(c, "drain", PRINT_MESSAGE, 30, c->cancel ? 1 : 0, args);
 }
 
 static int cmd_user_secret(struct ctl *c, int argc, char **argv)
@@ -379,6 +378,18 @@ struct registry {
 	char message[1000];
 };
 
+static void say_warning(const struct json_val *v)
+{
+	char raw[400];
+	struct text t = { 0 };
+
+	if (json_text(v, raw, sizeof raw, NULL) != JSON_OK)
+		return;
+	text_clean(&t, TEXT_SHOWN, raw, strlen(raw));
+	fprintf(stderr, "parleyctl: %s\n", t.len > 0 ? t.s : "");
+	text_fini(&t);
+}
+
 static void on_host(void *arg, const char *line, size_t len, bool done)
 {
 	struct registry *r = arg;
@@ -387,7 +398,9 @@ static void on_host(void *arg, const char *line, size_t len, bool done)
 	if (json_parse(r->json, line, len) != JSON_OK)
 		return;
 	root = json_root(r->json);
-	if (!done)
+	if (!done && json_get(r->json, &root, "warning", &v))
+		say_warning(&v);
+	else if (!done)
 		hosts_take(r->hosts, r->json, &root);
 	else if (json_get(r->json, &root, "message", &v))
 		(void)json_text(&v, r->message, sizeof r->message, NULL);
@@ -468,6 +481,8 @@ static int cmd_upstream(struct ctl *c, int argc, char **argv)
 
 	(void)argc;
 	(void)argv;
+	if (c->upstream.name == NULL)		/* as in the nginx.conf that we ship */
+		c->upstream.name = c->upstream.consistent ? "parley_by_address" : "parley";
 	if (rc == CTL_DONE && hosts_upstream(&hs, &c->upstream) != 0)
 		rc = CTL_FAILED;
 	hosts_fini(&hs);
@@ -608,8 +623,7 @@ int main(int argc, char **argv)
 		{ "del", required_argument, NULL, DEL }, { "down", required_argument, NULL, DOWN },
 		{ "help", no_argument, NULL, 'h' }, { "version", no_argument, NULL, 'V' }, { 0 }
 	};
-	struct ctl c = { .timeout = -1, .upstream = { .name = "parley", .max_fails = 2,
-	    .fail_timeout_s = 5 } };
+	struct ctl c = { .timeout = -1, .upstream = { .max_fails = 2, .fail_timeout_s = 10 } };
 	char *end;
 	int o, rc;
 

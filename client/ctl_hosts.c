@@ -84,13 +84,22 @@ static int64_t take_int(struct json *j, const struct json_val *o, const char *na
 
 void hosts_take(struct hosts *hs, struct json *j, const struct json_val *o)
 {
-	struct host *h = add(hs);
 	struct json_val v;
+	struct host *h;
 	int64_t weight;
+	char id[sizeof h->id];
 
-	if (h == NULL)
+	take_text(j, o, "id", id, sizeof id);
+	if (id[0] == '\0')
 		return;
-	take_text(j, o, "id", h->id, sizeof h->id);
+	h = add(hs);
+	if (h == NULL) {
+		if (!hs->over)
+			warn("more than %d hosts: the rest is left out", HOSTS_MAX);
+		hs->over = true;
+		return;
+	}
+	memcpy(h->id, id, sizeof id);
 	take_text(j, o, "address", h->address, sizeof h->address);
 	take_text(j, o, "state", h->state, sizeof h->state);
 	take_text(j, o, "epoch", h->epoch, sizeof h->epoch);
@@ -319,9 +328,9 @@ int hosts_upstream(const struct hosts *hs, const struct hosts_upstream *u)
 		return -1;
 	}
 	printf("upstream %s {\n", u->name);
+	printf("\tzone %s 128k;\n", u->name);
 	if (u->consistent)
 		printf("\thash $remote_addr consistent;\n");
-	printf("\tzone %s 128k;\n", u->name);
 	for (size_t i = 0; i < hs->n; i++) {
 		const struct host *h = &hs->h[i];
 

@@ -37,6 +37,7 @@ struct hosts {
 	struct host *h;
 	size_t n;
 	bool planned;				/* there were changes */
+	bool over;				/* there were more than HOSTS_MAX */
 };
 
 struct hosts_upstream {

@@ -171,6 +171,15 @@ static void complaint(struct print *p, const struct json_val *o)
 	    line[0] != '\0' ? ": " : "", name, name[0] != '\0' ? ": " : "", field(p, o, "error"));
 }
 
+/* What is missing from the answer, and why. */
+static void warning(struct print *p, const struct json_val *o)
+{
+	const char *host = field(p, o, "host");
+
+	fprintf(stderr, "parleyctl: %s%s%s\n", host, host[0] != '\0' ? ": " : "",
+	    field(p, o, "warning"));
+}
+
 static void plain(struct print *p, const struct json_val *o)
 {
 	struct json_val key, v;
@@ -194,6 +203,11 @@ static void data(struct print *p, const struct json_val *o)
 		complaint(p, o);
 		return;
 	}
+	if (json_get(p->parser, o, "warning", &v)) {
+		p->lines--;
+		warning(p, o);
+		return;
+	}
 	switch (p->as) {
 	case PRINT_STATUS: status(p, o); break;
 	case PRINT_SESSIONS: session(p, o); break;
@@ -202,6 +216,7 @@ static void data(struct print *p, const struct json_val *o)
 	case PRINT_TOKEN:
 	case PRINT_TOKEN_ONLY: token(p, o); break;
 	case PRINT_USER: user(p, o); break;
+	case PRINT_MESSAGE: break;
 	case PRINT_HOSTS:
 	case PRINT_PLAIN: plain(p, o); break;
 	}

@@ -19,7 +19,8 @@ enum print_as {
 	PRINT_PLAIN,		/* errors, otherwise "key value" */
 	PRINT_STATUS, PRINT_SESSIONS, PRINT_WHO, PRINT_METRICS, PRINT_TOKEN, PRINT_TOKEN_ONLY,
 	PRINT_USER,
-	PRINT_HOSTS		/* JSON only; ctl_hosts.h has the table */
+	PRINT_HOSTS,		/* JSON only; ctl_hosts.h has the table */
+	PRINT_MESSAGE		/* as text only the closing sentence */
 };
 
 struct print {

@@ -19,6 +19,8 @@
 
 #define CONNECT_MS    5000
 #define CONNECT_SOON_MS 2500		/* where there is somebody else to ask */
+#define CONNECT_TRY_MS 1500		/* an address that a server named may be none for us */
+#define BAD_MS        60000		/* and is then left alone for so long */
 #define RESOLVE_MS    5000
 #define RESOLVE_SOON_MS 2000
 #define RESOLVE_KNOWN_MS 300		/* where an earlier answer can stand in */
@@ -51,7 +53,7 @@ struct net {
 	uint64_t settled_ms;		/* since when this connection is of use; 0: it is not */
 	bool held;
 	bool more;			/* frames may stand in `in` that were not handed out */
-	char why[200];
+	char why[256];
 
 	struct text in, out;
 	size_t out_at;			/* bytes of out already written */
@@ -111,12 +113,14 @@ static struct place *here(const struct net *n)
 /* May a place that does not answer soon be left for another one? */
 static bool has_others(const struct net *n)
 {
-	return n->tried + 1 < places_count(n->places);
+	return n->tried + 1 < places_good(n->places, clock_ms());
 }
 
 static void go_on(struct net *n)
 {
-	n->at = (n->at + 1) % places_count(n->places);
+	do
+		n->at = (n->at + 1) % places_count(n->places);
+	while (!place_is_good(here(n), clock_ms()));	/* what was typed always is */
 }
 
 const char *net_name(const struct net *n)
@@ -162,20 +166,29 @@ static void wait_for(struct net *n, uint32_t ms)
 	n->due_ms = clock_ms() + ms;
 }
 
-/* The place in hand is of no use: the next one, and after all of them a pause or the end. */
-static void place_failed(struct net *n, const char *what)
+static void note_failure(struct net *n, const char *what)
 {
-	size_t count = places_count(n->places);
+	size_t count = places_good(n->places, clock_ms());
 
-	if (n->tried + 1 < count || count == 1)
+	if (n->tried < count || count <= 1)
 		snprintf(n->why, sizeof n->why, "%.100s: %.90s", here(n)->name, what);
 	else
 		snprintf(n->why, sizeof n->why, "none of %zu servers answers; the last was %.60s: %.80s",
 		    count, here(n)->name, what);
+}
+
+/* The place in hand is of no use: the next one, and after all of them a pause or the end. */
+static void place_failed(struct net *n, const char *what)
+{
+	if (here(n)->learned)
+		here(n)->bad_until_ms = clock_ms() + BAD_MS;
+	else
+		n->tried++;
+	note_failure(n, what);
 	close_fd(n);
 	n->addr_at = 0;
 	go_on(n);
-	if (++n->tried < count) {
+	if (n->tried < places_good(n->places, clock_ms())) {
 		try_place(n);
 		return;
 	}
@@ -220,8 +233,8 @@ static int try_addr(struct net *n, int *err_r)
 		if (connect(n->fd, (const struct sockaddr *)&a->sa, a->len) == 0 ||
 		    errno == EINPROGRESS) {
 			n->state = NET_CONNECTING;
-			n->due_ms = clock_ms() + (n->addr_at < p->naddr || has_others(n) ?
-			    CONNECT_SOON_MS : CONNECT_MS);
+			n->due_ms = clock_ms() + (p->learned ? CONNECT_TRY_MS :
+			    n->addr_at < p->naddr || has_others(n) ? CONNECT_SOON_MS : CONNECT_MS);
 			return 0;
 		}
 		*err_r = errno;
@@ -327,13 +340,21 @@ bool net_try(struct net *n, const char *const *names, size_t count)
 
 	for (size_t i = 0; i < count; i++) {
 		int at = places_learn(n->places, names[i]);
+		const struct place *p = at >= 0 ? places_at(n->places, (size_t)at) : NULL;
 
-		if (at >= 0 && first == NULL && strcmp(places_at(n->places, (size_t)at)->name, was) != 0)
+		if (p != NULL && first == NULL && strcmp(p->name, was) != 0 && place_is_good(p, clock_ms()))
 			first = names[i];
 	}
-	free(was);
-	if (first == NULL)
+	if (first == NULL) {			/* what was learned may have moved the others */
+		size_t at = 0;
+
+		while (at + 1 < places_count(n->places) && strcmp(places_at(n->places, at)->name, was) != 0)
+			at++;
+		n->at = at;
+		free(was);
 		return false;
+	}
+	free(was);
 	close_fd(n);
 	n->at = (size_t)places_learn(n->places, first);
 	n->tried = 0;

@@ -64,7 +64,8 @@ void net_again(struct net *n, const char *why, uint32_t ms);
 void net_other(struct net *n, const char *why, uint32_t ms);
 /*
  * Hangs up and goes at once to the first of NAMES ("host:port") that is not this place; all of
- * them are remembered. False, and nothing is done: there is none.
+ * them are remembered, but one that cannot be reached is left alone for a while: it may be an
+ * address of the servers' own network. False, and nothing is done: there is none.
  */
 bool net_try(struct net *n, const char *const *names, size_t count);
 /* What was hoped for was reached (logged in): if it lasts, the next pause is the shortest again. */

@@ -169,6 +169,20 @@ size_t places_count(const struct places *ps)
 	return ps->n;
 }
 
+bool place_is_good(const struct place *p, uint64_t now_ms)
+{
+	return now_ms >= p->bad_until_ms;
+}
+
+size_t places_good(const struct places *ps, uint64_t now_ms)
+{
+	size_t count = 0;
+
+	for (size_t i = 0; i < ps->n; i++)
+		count += place_is_good(&ps->p[i], now_ms);
+	return count;
+}
+
 struct place *places_at(struct places *ps, size_t i)
 {
 	return &ps->p[i];

@@ -14,6 +14,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <sys/socket.h>
 
 #define PLACE_ADDRS   16
@@ -31,6 +32,7 @@ struct place {
 	char *path;
 	char *name;			/* "host:port", "[host]:port" or the path */
 	bool learned;
+	uint64_t bad_until_ms;		/* learned, and did not answer: passed over until then */
 	struct lookup *lookup;		/* in flight */
 	struct place_addr addr[PLACE_ADDRS];	/* as last known */
 	size_t naddr;
@@ -53,6 +55,9 @@ void places_add_unix(struct places *ps, const char *path);
 /* What a server named, "host:port": its index, known before or not; -1 where it is no such thing. */
 int places_learn(struct places *ps, const char *text);
 size_t places_count(const struct places *ps);
+/* Those worth trying: all that were typed, and what was learned and has not failed lately. */
+size_t places_good(const struct places *ps, uint64_t now_ms);
+bool place_is_good(const struct place *p, uint64_t now_ms);
 struct place *places_at(struct places *ps, size_t i);
 
 /* Asks for the addresses: at once where it can be known, otherwise PLACE_PENDING. */

@@ -21,7 +21,7 @@
 #define RELOGIN_TOKEN_MS 250		/* a token costs the server nothing */
 #define PAUSE_MS     500		/* after a SESSION_END that asks for jitter */
 #define MOVE_MS      3000		/* a move that takes no longer is told in one line */
-#define TRY_MAX      8			/* servers taken from one answer */
+#define TRY_MAX      4			/* servers taken from one answer */
 #define HOPS_MAX     4			/* moves to another server without a pause */
 
 /* ---- members of a frame -------------------------------------------------------------------- */
