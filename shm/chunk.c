@@ -51,7 +51,6 @@ struct region_head {			/* at the start of each region, in the segment */
 	uint32_t first;			/* spans below it hold head and table */
 };
 
-_Static_assert(sizeof(struct chunk) == 32, "data follows the header, aligned to 32");
 _Static_assert(CHUNK_MIN << NCLASSES == CHUNK_SPAN, "classes end where spans begin");
 
 enum span_state { HOLE = 0, KEPT, CUT, RUN, TAIL, LOST };
@@ -157,12 +156,12 @@ static uint32_t ref_of(uint32_t span, unsigned cls, uint32_t k)
 	return span * (CHUNK_SPAN / CHUNK_MIN) + (k << cls);
 }
 
-struct chunk *chunk_at(uint32_t slot, uint32_t ref)
+void region_refs(uint64_t bytes, uint32_t *first_r, uint32_t *end_r)
 {
-	uint32_t nspans = region_nspans(), span = ref / (CHUNK_SPAN / CHUNK_MIN);
+	uint64_t nspans = bytes / CHUNK_SPAN;
 
-	assert(span >= table_spans(nspans) && span < nspans);
-	return at(region_base(slot), ref);
+	*first_r = (uint32_t)(table_spans(nspans) * (CHUNK_SPAN / CHUNK_MIN));
+	*end_r = (uint32_t)(nspans * (CHUNK_SPAN / CHUNK_MIN));
 }
 
 /* The spans of the run that starts with C, of whichever region. */

@@ -16,8 +16,11 @@
 #ifndef PARLEY_SHM_CHUNK_H
 #define PARLEY_SHM_CHUNK_H
 
+#include <assert.h>
 #include <stddef.h>
 #include <stdint.h>
+
+#include "shm/segment.h"
 
 #define CHUNK_NONE UINT32_MAX
 #define CHUNK_SPAN 65536u
@@ -39,8 +42,13 @@ struct chunk {			/* 32 bytes in front of the data */
 	unsigned char data[];
 };
 
+_Static_assert(sizeof(struct chunk) == 32, "data follows the header, aligned to 32");
+
 /* Bytes of a region with USABLE bytes for chunks: whole spans and its table. 0 when too many. */
 uint64_t region_bytes(uint64_t usable);
+
+/* The references that name chunks in a region of BYTES: [*first_r, *end_r). */
+void region_refs(uint64_t bytes, uint32_t *first_r, uint32_t *end_r);
 
 struct region;			/* private: the worker's view of its own region */
 
@@ -62,7 +70,12 @@ uint64_t region_used(const struct region *r);	/* bytes in allocated chunks */
 uint64_t region_size(const struct region *r);
 
 /* Any slot's chunk by reference; asserts bounds. */
-struct chunk *chunk_at(uint32_t slot, uint32_t ref);
+static inline struct chunk *chunk_at(uint32_t slot, uint32_t ref)
+{
+	assert(slot < shm->max_workers && ref - shm->chunk_first < shm->chunk_end - shm->chunk_first);
+	return (struct chunk *)(void *)(shm->regions + slot * shm->region_bytes +
+	    (uint64_t)ref * CHUNK_MIN);
+}
 /*
  * Calls FN for each chunk in use in SLOT's region (own or not), by what the headers say; bounds
  * and classes are checked, nonsense is skipped. Stops when FN returns non-zero and returns that.

@@ -41,25 +41,6 @@ static uint64_t hint_bit(uint32_t i)
 	return UINT64_C(1) << (i & 63);
 }
 
-struct rec *rec_at(uint32_t i)
-{
-	assert(i < shm->head->max_sessions);
-	return (struct rec *)segment_at(shm->head->rec_off) + i;
-}
-
-uint32_t rec_high(void)
-{
-	return atomic_load_explicit(&shm->head->rec_high, memory_order_acquire);
-}
-
-uint32_t rec_owner(const struct rec *r, uint32_t *slot_gen_r)
-{
-	uint64_t o = atomic_load_explicit(&r->owner, memory_order_acquire);
-
-	*slot_gen_r = (uint32_t)(o >> 32);
-	return (uint32_t)o;
-}
-
 static void raise_to(_Atomic uint32_t *at, uint32_t n)
 {
 	uint32_t now = atomic_load(at);

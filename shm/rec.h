@@ -14,9 +14,12 @@
 #ifndef PARLEY_SHM_REC_H
 #define PARLEY_SHM_REC_H
 
+#include <assert.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdint.h>
+
+#include "shm/segment.h"
 
 #define REC_NONE UINT32_MAX
 
@@ -79,7 +82,12 @@ static inline enum rec_state rec_word_state(uint32_t w) { return (enum rec_state
 static inline int rec_word_slot(uint32_t w) { return (int)(w >> 8) - 1; }
 static inline uint32_t rec_word(uint32_t slot, enum rec_state s) { return (slot + 1) << 8 | s; }
 
-struct rec *rec_at(uint32_t i);			/* i < max_sessions, asserted */
+/* i < max_sessions, asserted. */
+static inline struct rec *rec_at(uint32_t i)
+{
+	assert(i < shm->max_sessions);
+	return (struct rec *)(void *)shm->recs + i;
+}
 /*
  * Claims the lowest free record for worker (slot, gen): state REC_ALLOC, gen raised, all else zero
  * (chunk references CHUNK_NONE). REC_NONE when all are taken or memory cannot be had.
@@ -103,8 +111,17 @@ void rec_mend(void);
 /* What is wrong with a record and its hints (of the moment: look again), or NULL. For checks. */
 const char *rec_check(uint32_t i);
 /* One consistent reading of word and slot_gen. */
-uint32_t rec_owner(const struct rec *r, uint32_t *slot_gen_r);
+static inline uint32_t rec_owner(const struct rec *r, uint32_t *slot_gen_r)
+{
+	uint64_t o = atomic_load_explicit(&r->owner, memory_order_acquire);
+
+	*slot_gen_r = (uint32_t)(o >> 32);
+	return (uint32_t)o;
+}
 /* Indices at or above this were never used. */
-uint32_t rec_high(void);
+static inline uint32_t rec_high(void)
+{
+	return atomic_load_explicit(&shm->head->rec_high, memory_order_acquire);
+}
 
 #endif

@@ -125,6 +125,18 @@ static void describe(struct segment_head *h, uint64_t epoch)
 	h->started_ms = (uint64_t)clock_ms(CLOCK_MONOTONIC);
 }
 
+static void remember(struct segment *s)
+{
+	const struct segment_head *h = s->head;
+
+	s->recs = s->base + h->rec_off;
+	s->regions = s->base + h->region_off;
+	s->region_bytes = h->region_bytes;
+	s->max_workers = h->max_workers;
+	s->max_sessions = h->max_sessions;
+	region_refs(h->region_bytes, &s->chunk_first, &s->chunk_end);
+}
+
 int segment_open(struct segment *s, const struct segment_shape *shape, uint64_t epoch)
 {
 	struct segment_head h = { .magic = 0 };
@@ -146,6 +158,7 @@ int segment_open(struct segment *s, const struct segment_shape *shape, uint64_t 
 		s->head = (struct segment_head *)s->base;
 		memcpy(s->head, &h, sizeof(h));
 		describe(s->head, epoch);
+		remember(s);
 		rc = sess_init();
 	}
 	if (rc != 0)

@@ -57,6 +57,11 @@ struct segment {
 	char *base;
 	size_t bytes;
 	int fd;
+	/* what the head says, ready for rec_at() and chunk_at() */
+	char *recs, *regions;
+	uint64_t region_bytes;
+	uint32_t max_workers, max_sessions;
+	uint32_t chunk_first, chunk_end;	/* references that name a chunk */
 };
 
 extern struct segment *shm;		/* the one segment of this process; set by segment_open */

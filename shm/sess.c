@@ -572,7 +572,7 @@ static bool look(const struct shard *s, uint32_t user, struct sess_ref *ref_r)
 	return false;
 }
 
-int sess_find(uint32_t user, struct sess_ref *ref_r)
+static int find(uint32_t user, struct sess_ref *ref_r)
 {
 	uint32_t i = shard_of(user);
 	struct shard s = shard_at(i);
@@ -588,6 +588,28 @@ int sess_find(uint32_t user, struct sess_ref *ref_r)
 		return rc;
 	rc = look(&s, user, ref_r) ? SESS_OK : SESS_EMISSING;
 	lock_leave(&s.cell->lock);
+	return rc;
+}
+
+#define RECENT 1024u
+
+/*
+ * Where this process found users last: the record is the truth, so one that still says that it serves
+ * them spares the search. Nobody's, or an old entry, costs a look at a record.
+ */
+static _Atomic uint64_t recent[RECENT];
+
+int sess_find(uint32_t user, struct sess_ref *ref_r)
+{
+	_Atomic uint64_t *r = &recent[user % RECENT];
+	uint64_t w = atomic_load_explicit(r, memory_order_relaxed);
+	int rc;
+
+	if (word_is_entry(w) && word_user(w) == user && snapshot(w, ref_r))
+		return SESS_OK;
+	rc = find(user, ref_r);
+	if (rc == SESS_OK)
+		atomic_store_explicit(r, word_make(user, ref_r->rec), memory_order_relaxed);
 	return rc;
 }
 
@@ -721,7 +743,7 @@ static void check_rec(struct check *c, uint32_t i)
 		uint32_t user = atomic_load(&r->user);
 		struct sess_ref ref;
 
-		if ((sess_find(user, &ref) != SESS_OK || ref.rec != i) && lost(i, user))
+		if ((find(user, &ref) != SESS_OK || ref.rec != i) && lost(i, user))
 			violation(c, "record %u: bound to user %u, whose word does not say so", i, user);
 	}
 	/* Hints trail the records by an instruction or two: what is wrong must stay wrong. */

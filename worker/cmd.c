@@ -216,18 +216,19 @@ static bool type_ok(const struct conn *c, const struct field *f, const struct js
 }
 
 /* The classic dialect calls the recipient `toid`. */
-static struct field field_of(const struct conn *c, const struct field *f)
+static const struct field *field_of(const struct conn *c, const struct field *f)
 {
-	if (c->r->dialect == DIALECT_CLASSIC && f->key == MSG_K_TO)
-		return (struct field){ "toid", f->type, f->optional, MSG_K_TOID };
-	return *f;
+	static const struct field toid = { "toid", F_REF, false, MSG_K_TOID };
+
+	return f->key == MSG_K_TO && c->r->dialect == DIALECT_CLASSIC ? &toid : f;
 }
 
-static bool field_get(const struct req *rq, const struct field *f, struct json_val *v_r)
+/* A member that is there and not null; NULL. */
+static const struct json_val *field_get(const struct req *rq, const struct field *f, struct json_val *v)
 {
 	if (f->key != MSG_K_OTHER)
-		return cmd_get(rq, f->key, v_r);
-	return json_get(rq->json, &rq->root, f->name, v_r);
+		return rq->known[f->key].type != JSON_NONE ? &rq->known[f->key] : NULL;
+	return json_get(rq->json, &rq->root, f->name, v) ? v : NULL;
 }
 
 /* Names are the same after folding ASCII case. */
@@ -254,6 +255,8 @@ static enum proto_errno check_sender(struct conn *c, const struct req *rq, char 
 	bool has_id = cmd_get(rq, MSG_K_ID, &id);
 	bool has_name = cmd_get(rq, MSG_K_NAME, &name);
 
+	if (!has_id && !has_name)
+		return E_OK;
 	if ((has_id && json_int(&id, &n) != JSON_OK) || (has_name && name.type != JSON_STRING)) {
 		strcpy(why, "id must be an integer, name a string");
 		return E_MALFORMED;
@@ -271,20 +274,21 @@ static enum proto_errno check_sender(struct conn *c, const struct req *rq, char 
 enum proto_errno cmd_check(struct conn *c, const struct req *rq, char *why, size_t cap)
 {
 	const struct command *cmd = &commands[rq->msg];
-	struct json_val v;
+	struct json_val room;
 
 	for (size_t i = 0; i < 3 && cmd->field[i].name != NULL; i++) {
-		struct field f = field_of(c, &cmd->field[i]);
+		const struct field *f = field_of(c, &cmd->field[i]);
+		const struct json_val *v = field_get(rq, f, &room);
 
-		if (!field_get(rq, &f, &v)) {
-			if (f.optional)
+		if (v == NULL) {
+			if (f->optional)
 				continue;
-			strcpy(why, f.name);
+			strcpy(why, f->name);
 			strcat(why, " is missing");
 			return E_MALFORMED;
 		}
-		if (!type_ok(c, &f, &v)) {
-			type_error(&f, why, cap);
+		if (!type_ok(c, f, v)) {
+			type_error(f, why, cap);
 			return E_MALFORMED;
 		}
 	}
@@ -360,24 +364,21 @@ static void dispatch(struct conn *c, struct req *rq, bool echo_good)
 		cmd->run(c, rq);
 }
 
-static struct json_pair others[FRAME_MAX_VALUES];
-
 void cmd_index(struct req *rq)
 {
-	struct json_pair p;
+	static struct json_pair pairs[FRAME_MAX_VALUES];
+	size_t all = json_members(rq->json, pairs, FRAME_MAX_VALUES);
 
-	rq->others = others;
+	rq->others = pairs;
 	rq->nothers = 0;
 	memset(rq->known, 0, sizeof rq->known);
-	for (struct json_it it = json_it(rq->json, &rq->root); json_next(rq->json, &it, &p.key, &p.val); ) {
-		enum msg_key k = msg_key_of(&p.key);
+	for (size_t i = 0; i < all; i++) {
+		enum msg_key k = msg_key_of(&pairs[i].key);
 
-		if (k != MSG_K_OTHER) {
-			if (p.val.type != JSON_NULL)
-				rq->known[k] = p.val;
-		} else if (rq->nothers < FRAME_MAX_VALUES) {
-			others[rq->nothers++] = p;
-		}
+		if (k == MSG_K_OTHER)
+			pairs[rq->nothers++] = pairs[i];
+		else if (pairs[i].val.type != JSON_NULL)
+			rq->known[k] = pairs[i].val;
 	}
 }
 

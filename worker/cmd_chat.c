@@ -300,9 +300,6 @@ static void accept_chat(struct conn *c, const struct req *rq, const struct chat 
 {
 	struct msg_parts parts = { .sender = atomic_load(&c->r->user), .rcpt = ch->rcpt,
 	    .group = ch->group, .ts = clock_wall_ms(), .time_text = now_text() };
-	struct msg_marks marks;
-	struct json_out w;
-	size_t echo_len = strlen(rq->echo);
 
 	parts.name = login_name(c, &parts.name_len);
 	(void)cmd_get(rq, MSG_K_MSG, &parts.msg);
@@ -312,29 +309,15 @@ static void accept_chat(struct conn *c, const struct req *rq, const struct chat 
 		parts.cid = ch->cid;
 		parts.cid_len = ch->cid_len;
 	}
-	json_out_init(&w, wk->scratch, SCRATCH);
-	msg_body(&w, &parts, rq->others, rq->nothers, &marks);
-	uint32_t ref = w.over ? CHUNK_NONE : msg_new_extra(ch->group ? MK_GROUP : MK_DIRECT, c->rec,
-	    c->gen, w.len, echo_len);
+	uint32_t ref = msg_make(ch->group ? MK_GROUP : MK_DIRECT, c->rec, c->gen, &parts, rq->others,
+	    rq->nothers, rq->echo, strlen(rq->echo));
 	if (ref == CHUNK_NONE) {
 		cmd_chat_refuse(c, rq, E_AGAIN, "the server is short of session memory", 1000);
 		if (ch->has_cid)
 			refused_add(c, ch->group, ch->rcpt, ch->mid, 0);
 		return;
 	}
-	struct msg *m = msg_at(ref);
-	memcpy(m->body, wk->scratch, w.len);
-	memcpy(m->body + w.len, rq->echo, echo_len);
-	m->req_len = (uint32_t)echo_len;
-	m->core_len = marks.core_len;
-	m->to_off = marks.to_off;
-	m->cid_off = marks.cid_off;
-	m->cid_len = marks.cid_len;
-	m->flags = ch->has_cid ? MF_CID : 0;
-	m->sender = parts.sender;
-	m->rcpt = ch->rcpt;
-	memcpy(m->mid, ch->mid, 16);
-	m->ts = parts.ts;
+	msg_at(ref)->flags = ch->has_cid ? MF_CID : 0;
 	COUNT(messages_in);
 	c->r->sent_msgs++;
 	if (ch->group)

@@ -9,11 +9,6 @@
 #include "worker/base/log.h"
 #include "worker/state.h"
 
-struct msg *msg_at(uint32_t ref)
-{
-	return (struct msg *)chunk_at(wk->slot, ref)->data;
-}
-
 struct msg *msg_of(uint32_t slot, uint32_t ref)
 {
 	if (slot >= shm->head->max_workers || ref >= shm->head->region_bytes / CHUNK_MIN)
@@ -29,21 +24,6 @@ struct msg *msg_of(uint32_t slot, uint32_t ref)
 	    m->cid_len > m->body_len - m->cid_off)
 		return NULL;
 	return m;
-}
-
-enum msg_state msg_state(const struct msg *m)
-{
-	return msg_word_state(atomic_load_explicit(&m->word, memory_order_acquire));
-}
-
-uint32_t msg_seq(const struct msg *m)
-{
-	return msg_word_seq(atomic_load_explicit(&m->word, memory_order_relaxed));
-}
-
-void msg_set_state(struct msg *m, enum msg_state s)
-{
-	atomic_store_explicit(&m->word, msg_word(msg_seq(m), s), memory_order_release);
 }
 
 bool msg_claim(struct msg *m, uint32_t seq, enum msg_state from, enum msg_state to)
@@ -75,19 +55,15 @@ static void fresh(struct msg *m)
 	m->origin_slot = UINT32_MAX;
 	m->rrec = REC_NONE;
 	m->since_ms = clock_ms();
-	m->order = atomic_fetch_add_explicit(&wk->s->order, 1, memory_order_relaxed);
+	/* Only this slot's worker writes it: no locked instruction. */
+	m->order = atomic_load_explicit(&wk->s->order, memory_order_relaxed);
+	atomic_store_explicit(&wk->s->order, m->order + 1, memory_order_relaxed);
 }
 
 uint32_t msg_new(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len)
 {
-	return msg_new_extra(kind, sess, gen, body_len, 0);
-}
-
-uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len, size_t extra)
-{
 	/* It is a message only when its word says what: a sweep must not read a former life's. */
-	uint32_t ref = chunk_alloc(wk->region, sizeof(struct msg) + body_len + extra, CHUNK_OUT,
-	    sess, gen);
+	uint32_t ref = chunk_alloc(wk->region, sizeof(struct msg) + body_len, CHUNK_OUT, sess, gen);
 
 	if (ref == CHUNK_NONE)
 		return ref;
@@ -125,11 +101,18 @@ void msg_free(uint32_t ref)
 
 void msg_hex(const unsigned char mid[16], char out[33])
 {
-	static const char digit[] = "0123456789abcdef";
+	/* Four bytes become eight nibbles, a byte each; then 0 to 9 are digits, and the rest letters. */
+	for (int i = 0; i < 4; i++) {
+		uint32_t four;
+		uint64_t x;
 
-	for (int i = 0; i < 16; i++) {
-		out[2 * i] = digit[mid[i] >> 4];
-		out[2 * i + 1] = digit[mid[i] & 15];
+		memcpy(&four, mid + 4 * i, 4);
+		x = four;
+		x = (x | x << 16) & 0x0000ffff0000ffffu;
+		x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+		x = (x >> 4 | x << 8) & 0x0f0f0f0f0f0f0f0fu;
+		x += 0x3030303030303030u + ((x + 0x0606060606060606u) >> 4 & 0x0101010101010101u) * 39;
+		memcpy(out + 8 * i, &x, 8);
 	}
 	out[32] = '\0';
 }
@@ -150,17 +133,45 @@ static char *put_lit(char *p, const char *s)
 	return put(p, s, strlen(s));
 }
 
-static char *put_num(char *p, uint32_t n)
+static char *put_num(char *p, uint64_t n)
 {
-	char digits[10];
-	int k = 0;
+	return p + json_digits(n, p);
+}
 
-	do
-		digits[k++] = (char)('0' + n % 10);
-	while ((n /= 10) != 0);
-	while (k > 0)
-		*p++ = digits[--k];
+/* A time: the same as the last one's, in most cases. */
+static char *put_ts(char *p, uint64_t ts)
+{
+	static char text[20];
+	static size_t len;
+	static uint64_t of = UINT64_MAX;
+
+	if (ts != of) {
+		len = json_digits(ts, text);
+		of = ts;
+	}
+	return put(p, text, len);
+}
+
+/* Quoted, and escaped where it must be. */
+static char *put_text(char *p, const char *s, size_t len)
+{
+	struct json_out w;
+
+	if (!json_is_plain(s, len)) {
+		json_out_init(&w, p, len * 6 + 2);
+		json_put_text(&w, s, len);
+		return p + w.len;
+	}
+	*p++ = '"';
+	p = put(p, s, len);
+	*p++ = '"';
 	return p;
+}
+
+/* Bytes that put_text() needs at the most. */
+static size_t text_max(const char *s, size_t len)
+{
+	return (json_is_plain(s, len) ? len : len * 6) + 2;
 }
 
 static bool is_group(const struct msg *m)
@@ -203,71 +214,123 @@ enum msg_key msg_key_of(const struct json_val *name)
 {
 	static const char *const text[MSG_NKEYS] = { "", "msgid", "id", "name", "to", "toid",
 	    "groupid", "msg", "time", "ts", "mid", "n", "cid", "req" };
-	/* By length (quotes included), so that a name is compared with one or two candidates. */
-	static const unsigned char by_len[10][4] = { [3] = { MSG_K_N }, [4] = { MSG_K_ID, MSG_K_TO,
-	    MSG_K_TS }, [5] = { MSG_K_MSG, MSG_K_CID, MSG_K_MID, MSG_K_REQ }, [6] = { MSG_K_NAME,
-	    MSG_K_TOID, MSG_K_TIME }, [7] = { MSG_K_MSGID }, [9] = { MSG_K_GROUPID } };
+	const char *s = name->raw + 1;
+	enum msg_key k = MSG_K_OTHER;
 
-	if (name->len < 10 && memchr(name->raw, '\\', name->len) == NULL) {
-		for (int i = 0; i < 4 && by_len[name->len][i] != 0; i++)
-			if (memcmp(name->raw + 1, text[by_len[name->len][i]], name->len - 2) == 0)
-				return (enum msg_key)by_len[name->len][i];
-		return MSG_K_OTHER;
+	/* Its length and a letter or two leave one candidate. */
+	switch (name->len - 2) {
+	case 1:
+		k = MSG_K_N;
+		break;
+	case 2:
+		k = *s == 'i' ? MSG_K_ID : s[1] == 'o' ? MSG_K_TO : MSG_K_TS;
+		break;
+	case 3:
+		k = *s == 'm' ? s[1] == 's' ? MSG_K_MSG : MSG_K_MID : *s == 'c' ? MSG_K_CID : MSG_K_REQ;
+		break;
+	case 4:
+		k = *s == 'n' ? MSG_K_NAME : s[1] == 'o' ? MSG_K_TOID : MSG_K_TIME;
+		break;
+	case 5:
+		k = MSG_K_MSGID;
+		break;
+	case 7:
+		k = MSG_K_GROUPID;
 	}
-	for (int k = 1; k < MSG_NKEYS; k++)		/* long, or written with escapes */
-		if (json_is(name, text[k]))
-			return (enum msg_key)k;
+	if (k != MSG_K_OTHER && memcmp(s, text[k], name->len - 2) == 0)
+		return k;
+	if (memchr(s, '\\', name->len - 2) == NULL)
+		return MSG_K_OTHER;
+	for (int i = 1; i < MSG_NKEYS; i++)		/* written with escapes */
+		if (json_is(name, text[i]))
+			return (enum msg_key)i;
 	return MSG_K_OTHER;
 }
 
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json_pair *carried,
-    size_t n, struct msg_marks *marks_r)
+/* Bytes of the body at the most. */
+static size_t body_max(const struct msg_parts *parts, const struct json_pair *carried, size_t n)
+{
+	size_t max = sizeof "'id':,'name':,'groupid':,'msg':,'time':,'ts':,'mid':'','cid':" + 32 +
+	    20 * 3 + text_max(parts->name, parts->name_len) + parts->msg.len;
+
+	max += parts->time.type == JSON_STRING ? parts->time.len : strlen(parts->time_text) + 2;
+	if (parts->cid != NULL)
+		max += text_max(parts->cid, parts->cid_len);
+	for (size_t i = 0; i < n; i++)
+		max += carried[i].key.len + carried[i].val.len + 2;
+	return max;
+}
+
+static char *put_core(char *p, struct msg *m, const struct msg_parts *parts)
+{
+	p = put_lit(p, "\"id\":");
+	p = put_num(p, parts->sender);
+	p = put_lit(p, ",\"name\":");
+	p = put_text(p, parts->name, parts->name_len);
+	*p++ = ',';
+	m->to_off = parts->group ? 0 : (uint16_t)(p - m->body);
+	p = parts->group ? put_lit(p, "\"groupid\":") : put_lit(p, "\"to\":");
+	p = put_num(p, parts->rcpt);
+	p = put_lit(p, ",\"msg\":");
+	p = put(p, parts->msg.raw, parts->msg.len);
+	p = put_lit(p, ",\"time\":");
+	if (parts->time.type == JSON_STRING) {
+		p = put(p, parts->time.raw, parts->time.len);
+	} else {
+		*p++ = '"';
+		p = put_lit(p, parts->time_text);
+		*p++ = '"';
+	}
+	m->core_len = (uint32_t)(p - m->body);
+	return p;
+}
+
+static char *put_tail(char *p, struct msg *m, const struct msg_parts *parts,
+    const struct json_pair *carried, size_t n)
 {
 	char hex[33];
 
-	json_raw(w, "\"id\":", 5);
-	w->comma = false;
-	json_put_int(w, parts->sender);
-	json_raw(w, ",\"name\":", 8);
-	w->comma = false;
-	json_put_text(w, parts->name, parts->name_len);
-	json_raw(w, ",", 1);
-	marks_r->to_off = parts->group ? 0 : (uint16_t)w->len;
-	if (parts->group)
-		json_raw(w, "\"groupid\":", 10);
-	else
-		json_raw(w, "\"to\":", 5);
-	w->comma = false;
-	json_put_int(w, parts->rcpt);
-	json_raw(w, ",\"msg\":", 7);
-	json_raw(w, parts->msg.raw, parts->msg.len);
-	json_raw(w, ",\"time\":", 8);
-	w->comma = false;
-	if (parts->time.type == JSON_STRING)
-		json_raw(w, parts->time.raw, parts->time.len);
-	else
-		json_put_text(w, parts->time_text, strlen(parts->time_text));
-	marks_r->core_len = (uint32_t)w->len;
 	for (size_t i = 0; i < n; i++) {
-		json_raw(w, ",", 1);
-		json_raw(w, carried[i].key.raw, carried[i].key.len);
-		json_raw(w, ":", 1);
-		json_raw(w, carried[i].val.raw, carried[i].val.len);
+		*p++ = ',';
+		p = put(p, carried[i].key.raw, carried[i].key.len);
+		*p++ = ':';
+		p = put(p, carried[i].val.raw, carried[i].val.len);
 	}
-	json_raw(w, ",\"ts\":", 6);
-	w->comma = false;
-	json_put_int(w, (int64_t)parts->ts);
+	p = put_lit(p, ",\"ts\":");
+	p = put_ts(p, parts->ts);
+	p = put_lit(p, ",\"mid\":\"");
 	msg_hex(parts->mid, hex);
-	json_raw(w, ",\"mid\":\"", 8);
-	json_raw(w, hex, 32);
-	json_raw(w, "\"", 1);
-	w->comma = true;
-	marks_r->cid_off = marks_r->cid_len = 0;
+	p = put(p, hex, 32);
+	*p++ = '"';
+	m->cid_off = m->cid_len = 0;
 	if (parts->cid != NULL) {
-		marks_r->cid_off = (uint32_t)w->len + 8;	/* behind `,"cid":"` */
-		json_kv_text(w, "cid", parts->cid, parts->cid_len);
-		marks_r->cid_len = (uint32_t)w->len - 1 - marks_r->cid_off;
+		p = put_lit(p, ",\"cid\":");
+		m->cid_off = (uint32_t)(p + 1 - m->body);
+		p = put_text(p, parts->cid, parts->cid_len);
+		m->cid_len = (uint32_t)(p - 1 - m->body) - m->cid_off;
 	}
+	return p;
+}
+
+uint32_t msg_make(enum msg_kind kind, uint32_t sess, uint32_t gen, const struct msg_parts *parts,
+    const struct json_pair *carried, size_t n, const char *extra, size_t extra_len)
+{
+	size_t max = body_max(parts, carried, n);
+	uint32_t ref = msg_new(kind, sess, gen, max + extra_len);
+
+	if (ref == CHUNK_NONE)
+		return ref;
+	struct msg *m = msg_at(ref);
+	char *end = put_tail(put_core(m->body, m, parts), m, parts, carried, n);
+	ensure((size_t)(end - m->body) <= max);
+	memcpy(end, extra, extra_len);
+	m->body_len = (uint32_t)(end - m->body);
+	m->req_len = (uint32_t)extra_len;
+	m->sender = parts->sender;
+	m->rcpt = parts->rcpt;
+	memcpy(m->mid, parts->mid, 16);
+	m->ts = parts->ts;
+	return ref;
 }
 
 uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const char *text,
@@ -278,8 +341,6 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
 	struct json_val root, v, name, rcpt, cid;
 	size_t npairs = 0;
 	struct msg_parts parts = { .sender = sender, .ts = ts };
-	struct msg_marks marks;
-	struct json_out w;
 	char name_text[PROTO_NAME_BYTES + 1], cid_text[PROTO_CID_MAX + 1];
 	int64_t n;
 
@@ -301,26 +362,11 @@ uint32_t msg_from_text(enum msg_kind kind, uint32_t sess, uint32_t gen, const ch
 	    json_text(&cid, cid_text, sizeof cid_text, &parts.cid_len) == JSON_OK)
 		parts.cid = cid_text;
 	memcpy(parts.mid, mid, 16);
-	json_out_init(&w, wk->scratch, SCRATCH);
 	for (struct json_it it = json_it(j, &root); npairs < FRAME_MAX_VALUES &&
 	    json_next(j, &it, &pairs[npairs].key, &pairs[npairs].val); )
 		npairs += msg_key_of(&pairs[npairs].key) == MSG_K_OTHER;
-	msg_body(&w, &parts, pairs, npairs, &marks);
-	if (w.over)
-		return MSG_NOT_OURS;
-	uint32_t ref = msg_new(kind, sess, gen, w.len);
-	if (ref == CHUNK_NONE)
-		return ref;
-	struct msg *m = msg_at(ref);
-	memcpy(m->body, wk->scratch, w.len);
-	m->core_len = marks.core_len;
-	m->to_off = marks.to_off;
-	m->cid_off = marks.cid_off;
-	m->cid_len = marks.cid_len;
-	m->sender = sender;
-	m->rcpt = parts.rcpt;
-	memcpy(m->mid, mid, 16);
-	m->ts = ts;
-	m->row = row;
+	uint32_t ref = msg_make(kind, sess, gen, &parts, pairs, npairs, "", 0);
+	if (ref != CHUNK_NONE)
+		msg_at(ref)->row = row;
 	return ref;
 }

@@ -30,6 +30,7 @@
 #include "shm/chunk.h"
 #include "worker/base/json.h"
 #include "worker/proto.h"
+#include "worker/state.h"
 
 enum msg_state {
 	M_NONE = 0,
@@ -86,18 +87,32 @@ static inline enum msg_state msg_word_state(uint32_t w) { return (enum msg_state
 static inline uint32_t msg_word_seq(uint32_t w) { return w >> 8; }
 static inline uint32_t msg_word(uint32_t seq, enum msg_state s) { return seq << 8 | s; }
 
-struct msg *msg_at(uint32_t ref);			/* own region */
+static inline struct msg *msg_at(uint32_t ref)	/* own region */
+{
+	return (struct msg *)(void *)chunk_at(wk->slot, ref)->data;
+}
+
 struct msg *msg_of(uint32_t slot, uint32_t ref);	/* any slot's; NULL unless a sane CHUNK_MSG */
-enum msg_state msg_state(const struct msg *m);
-uint32_t msg_seq(const struct msg *m);
-void msg_set_state(struct msg *m, enum msg_state s);	/* keeps seq */
+static inline enum msg_state msg_state(const struct msg *m)
+{
+	return msg_word_state(atomic_load_explicit(&m->word, memory_order_acquire));
+}
+
+static inline uint32_t msg_seq(const struct msg *m)
+{
+	return msg_word_seq(atomic_load_explicit(&m->word, memory_order_relaxed));
+}
+
+static inline void msg_set_state(struct msg *m, enum msg_state s)	/* keeps seq */
+{
+	atomic_store_explicit(&m->word, msg_word(msg_seq(m), s), memory_order_release);
+}
+
 /* Compare-and-swap of the state at sequence SEQ; false: somebody else was first. */
 bool msg_claim(struct msg *m, uint32_t seq, enum msg_state from, enum msg_state to);
 
 /* A fresh entry with room for BODY_LEN; state M_NONE, seq raised, order taken. CHUNK_NONE: full. */
 uint32_t msg_new(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len);
-/* The same with room for EXTRA bytes behind the body (`req`). */
-uint32_t msg_new_extra(enum msg_kind kind, uint32_t sess, uint32_t gen, size_t body_len, size_t extra);
 /* Copies somebody else's entry (body included) into a new one. */
 uint32_t msg_copy(const struct msg *from, uint32_t sess, uint32_t gen);
 void msg_free(uint32_t ref);
@@ -126,14 +141,12 @@ struct msg_parts {
 	const char *name;			/* of the sender, UTF-8 */
 	size_t name_len;
 	struct json_val msg, time;		/* time.type JSON_NONE: time_text stands for it */
-	const char *time_text;
+	const char *time_text;			/* needs no escaping */
 	uint64_t ts;
 	unsigned char mid[16];
 	const char *cid;			/* plain text; NULL: none */
 	size_t cid_len;
 };
-
-struct msg_marks { uint32_t core_len, cid_off, cid_len; uint16_t to_off; };
 
 /* Members that the server knows in a chat message; all others are carried through. */
 enum msg_key { MSG_K_OTHER = 0, MSG_K_MSGID, MSG_K_ID, MSG_K_NAME, MSG_K_TO, MSG_K_TOID,
@@ -141,9 +154,12 @@ enum msg_key { MSG_K_OTHER = 0, MSG_K_MSGID, MSG_K_ID, MSG_K_NAME, MSG_K_TO, MSG
 	MSG_NKEYS };
 enum msg_key msg_key_of(const struct json_val *name);
 
-/* Writes the body to W: the core from PARTS, the N pairs that are carried through, ts, mid, cid. */
-void msg_body(struct json_out *w, const struct msg_parts *parts, const struct json_pair *carried,
-    size_t n, struct msg_marks *marks_r);
+/*
+ * A fresh entry (msg_new) that says PARTS, with the N pairs carried through; sender, rcpt, mid, ts and
+ * what tells of the body are filled in. EXTRA bytes (`req`) follow the body: req_len is theirs.
+ */
+uint32_t msg_make(enum msg_kind kind, uint32_t sess, uint32_t gen, const struct msg_parts *parts,
+    const struct json_pair *carried, size_t n, const char *extra, size_t extra_len);
 
 void msg_hex(const unsigned char mid[16], char out[33]);
 

@@ -156,11 +156,11 @@ void lane_resolve(uint32_t srec, uint32_t sgen, uint32_t rcpt)
 void route_answer(uint32_t srec, uint32_t sgen, enum msg_kind kind, enum verdict v,
     const struct msg *m)
 {
-	struct conn *c = conn_get(srec, sgen);
 	bool cid = m != NULL && (m->flags & MF_CID);
 
 	if (v >= 0 && !cid)
 		return;			/* silence is success */
+	struct conn *c = conn_get(srec, sgen);
 	if (c != NULL && c->state != CONN_MOVING) {
 		cmd_verdict(c, kind, v, m != NULL ? m->rcpt : 0, m != NULL ? m->order + 1 : 0,
 		    cid ? m->mid : NULL, cid ? m->body + m->cid_off : NULL, cid ? m->cid_len : 0,

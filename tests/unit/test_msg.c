@@ -57,9 +57,7 @@ static uint32_t entry(const struct sent *s)
 	struct msg_parts parts = { .sender = 7, .rcpt = 12, .group = s->group, .name = s->name,
 	    .name_len = strlen(s->name), .time_text = "2026-01-31 10:11:12", .ts = 1234567890123,
 	    .cid = s->cid, .cid_len = s->cid != NULL ? strlen(s->cid) : 0 };
-	struct json_out w;
 	static struct json_pair carried[32];
-	struct msg_marks marks;
 	struct json_val root;
 	size_t n = 0;
 
@@ -68,24 +66,14 @@ static uint32_t entry(const struct sent *s)
 	assert_true(json_get(in, &root, "msg", &parts.msg));
 	(void)json_get(in, &root, "time", &parts.time);
 	memcpy(parts.mid, mid, 16);
-	json_out_init(&w, wk->scratch, SCRATCH);
 	for (struct json_it it = json_it(in, &root); json_next(in, &it, &carried[n].key,
 	    &carried[n].val); )
 		n += msg_key_of(&carried[n].key) == MSG_K_OTHER;
-	msg_body(&w, &parts, carried, n, &marks);
-	assert_false(w.over);
-	uint32_t ref = msg_new(s->group ? MK_GROUP : MK_DIRECT, 3, 4, w.len);
+	uint32_t ref = msg_make(s->group ? MK_GROUP : MK_DIRECT, 3, 4, &parts, carried, n, "\"r\"", 3);
 	assert_int_not_equal(ref, CHUNK_NONE);
 	struct msg *m = msg_at(ref);
-	memcpy(m->body, wk->scratch, w.len);
-	m->core_len = marks.core_len;
-	m->to_off = marks.to_off;
-	m->cid_off = marks.cid_off;
-	m->cid_len = marks.cid_len;
-	m->sender = 7;
-	m->rcpt = 12;
-	m->ts = parts.ts;
-	memcpy(m->mid, mid, 16);
+	assert_int_equal(m->req_len, 3);
+	assert_memory_equal(m->body + m->body_len, "\"r\"", 3);
 	assert_ptr_equal(msg_of(0, ref), m);
 	return ref;
 }

@@ -299,10 +299,10 @@ static bool may_repeat(const struct json *j)
 
 	for (int t = 1; t < j->ntok; t += 2) {
 		const char *s = j->text + j->tok[t].start;
-		size_t len = tok_len(&j->tok[t]);
+		unsigned len = (unsigned)tok_len(&j->tok[t]);
 
-		bit = len == 0 ? 1 : UINT64_C(1) << ((unsigned char)s[0] + 7u * (unsigned char)s[len - 1] +
-		    11u * len) % 64;
+		/* An empty name counts its quotes. */
+		bit = UINT64_C(1) << (s[0] + 7u * (unsigned)s[(int)len - 1] + 11u * len) % 64;
 		if ((had & bit) != 0)
 			return true;
 		had |= bit;
@@ -457,6 +457,32 @@ const char *json_why(const struct json *j)
 /*
  * Access.
  */
+static inline enum json_type type_of(const jsmntok_t *tok, char first)
+{
+	switch (tok->type) {
+	case JSMN_OBJECT:
+		return JSON_OBJECT;
+	case JSMN_ARRAY:
+		return JSON_ARRAY;
+	case JSMN_STRING:
+		return JSON_STRING;
+	default:
+		return first == 'n' ? JSON_NULL : first == 't' || first == 'f' ? JSON_BOOL : JSON_NUMBER;
+	}
+}
+
+static inline void value_to(const struct json *j, int t, struct json_val *v_r)
+{
+	const jsmntok_t *tok = &j->tok[t];
+	const char *raw = j->text + tok->start;
+	unsigned quotes = tok->type == JSMN_STRING;
+
+	v_r->raw = raw - quotes;
+	v_r->len = (uint32_t)(tok->end - tok->start) + 2 * quotes;
+	v_r->tok = t;
+	v_r->type = type_of(tok, *raw);
+}
+
 static struct json_val value_at(const struct json *j, int t)
 {
 	static const struct json_val none = { .raw = "", .tok = -1, .type = JSON_NONE };
@@ -464,25 +490,7 @@ static struct json_val value_at(const struct json *j, int t)
 
 	if (t < 0 || t >= j->ntok)
 		return none;
-	v.raw = j->text + j->tok[t].start;
-	v.len = (uint32_t)tok_len(&j->tok[t]);
-	v.tok = t;
-	switch (j->tok[t].type) {
-	case JSMN_OBJECT:
-		v.type = JSON_OBJECT;
-		break;
-	case JSMN_ARRAY:
-		v.type = JSON_ARRAY;
-		break;
-	case JSMN_STRING:
-		v.type = JSON_STRING;
-		v.raw--;
-		v.len += 2;
-		break;
-	default:
-		v.type = *v.raw == 'n' ? JSON_NULL :
-		    *v.raw == 't' || *v.raw == 'f' ? JSON_BOOL : JSON_NUMBER;
-	}
+	value_to(j, t, &v);
 	return v;
 }
 
@@ -522,12 +530,12 @@ bool json_next(const struct json *j, struct json_it *it, struct json_val *key_r,
 size_t json_members(const struct json *j, struct json_pair *pairs, size_t cap)
 {
 	size_t count = j->ntok > 0 ? (size_t)j->tok[0].size : 0, n;
+	int t = 1;
 
 	for (n = 0; n < count && n < cap; n++) {
-		int t = n == 0 ? 1 : behind(j, pairs[n - 1].val.tok);
-
-		pairs[n].key = value_at(j, t);
-		pairs[n].val = value_at(j, t + 1);
+		value_to(j, t, &pairs[n].key);
+		value_to(j, t + 1, &pairs[n].val);
+		t = behind(j, t + 1);
 	}
 	return n;
 }
@@ -584,12 +592,12 @@ int json_int(const struct json_val *v, int64_t *n_r)
 		limit++;
 		p++;
 	}
-	for (; p < end; p++) {
+	for (const char *safe = p + 18; p < end; p++) {		/* so many digits fit, whatever they are */
 		unsigned d = (unsigned char)*p - '0';
 
 		if (d > 9)
 			return JSON_ETYPE;
-		if (n > (limit - d) / 10)
+		if (p >= safe && n > (limit - d) / 10)
 			return JSON_ERANGE;
 		n = n * 10 + d;
 	}
@@ -703,6 +711,33 @@ bool json_has_control(const char *s, size_t len)
 	return false;
 }
 
+#define ONES  0x0101010101010101u
+#define HIGHS 0x8080808080808080u
+
+/* Not zero when one of eight bytes is a quote, a backslash or a control character. Where it says so,
+ * the lowest that it marks is right. */
+static uint64_t odd_bytes(uint64_t x)
+{
+	uint64_t quote = x ^ ONES * '"', slash = x ^ ONES * '\\';
+
+	return (((x - ONES * 0x20) & ~x) | ((quote - ONES) & ~quote) | ((slash - ONES) & ~slash)) & HIGHS;
+}
+
+bool json_is_plain(const char *s, size_t len)
+{
+	uint64_t x;
+	size_t i;
+
+	for (i = 0; len - i >= 8; i += 8) {
+		memcpy(&x, s + i, 8);
+		if (odd_bytes(x) != 0)
+			return false;
+	}
+	for (x = ONES * 'x'; i < len; i++)
+		x = x << 8 | (unsigned char)s[i];
+	return odd_bytes(x) == 0;
+}
+
 /*
  * The writer. Each piece is written whole or not at all.
  */
@@ -762,19 +797,31 @@ void json_key(struct json_out *w, const char *name)
 	json_raw(w, "\":", 2);
 }
 
-void json_put_int(struct json_out *w, int64_t n)
+static const char pairs_of_digits[] =
+    "0001020304050607080910111213141516171819202122232425262728293031323334353637383940414243444546474849"
+    "5051525354555657585960616263646566676869707172737475767778798081828384858687888990919293949596979899";
+
+size_t json_digits(uint64_t n, char out[20])
 {
 	char text[20], *p = text + sizeof text;
-	uint64_t u = n < 0 ? 0 - (uint64_t)n : (uint64_t)n;
+
+	for (; n >= 100; n /= 100)
+		memcpy(p -= 2, pairs_of_digits + n % 100 * 2, 2);
+	if (n >= 10)
+		memcpy(p -= 2, pairs_of_digits + n * 2, 2);
+	else
+		*--p = (char)('0' + n);
+	memcpy(out, p, (size_t)(text + sizeof text - p));
+	return (size_t)(text + sizeof text - p);
+}
+
+void json_put_int(struct json_out *w, int64_t n)
+{
+	char text[21] = "-";
+	size_t sign = n < 0;
 
 	comma(w, true);
-	do {
-		*--p = (char)('0' + u % 10);
-		u /= 10;
-	} while (u != 0);
-	if (n < 0)
-		*--p = '-';
-	json_raw(w, p, (size_t)(text + sizeof text - p));
+	json_raw(w, text, sign + json_digits(n < 0 ? 0 - (uint64_t)n : (uint64_t)n, text + sign));
 }
 
 void json_put_bool(struct json_out *w, bool b)
@@ -804,7 +851,7 @@ void json_put_text(struct json_out *w, const char *s, size_t len)
 
 	comma(w, true);
 	put_char(w, '"');
-	for (i = 0; i < len; i++) {
+	for (i = json_is_plain(s, len) ? len : 0; i < len; i++) {
 		if (escapes[(unsigned char)s[i]] == 0)
 			continue;
 		json_raw(w, s + from, i - from);

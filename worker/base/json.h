@@ -97,8 +97,13 @@ int json_text(const struct json_val *v, char *out, size_t cap, size_t *len_r);
 size_t json_utf8_chars(const char *s, size_t len);
 /* Is it valid UTF-8 (RFC 3629), without NUL? */
 bool json_utf8_valid(const char *s, size_t len);
+/* Can it stand in a JSON string as it is? */
+bool json_is_plain(const char *s, size_t len);
 /* Does valid UTF-8 hold a control character (C0, DEL, C1)? */
 bool json_has_control(const char *s, size_t len);
+
+/* A number's decimal digits, without a terminator; how many. */
+size_t json_digits(uint64_t n, char out[20]);
 
 /*
  * The writer: appends into memory of the caller. Past CAP it writes nothing more and remembers
