@@ -721,6 +721,22 @@ void store_job_free(struct store_job *j)
 	free(j);
 }
 
+struct store_job *store_job_take(struct store_job *j)
+{
+	struct store_job *own = malloc(sizeof *own);
+
+	must(own != NULL);
+	*own = *j;
+	own->next = NULL;
+	j->people = NULL;
+	j->msgs = NULL;
+	j->groups = NULL;
+	j->body = NULL;
+	j->ids = NULL;
+	j->cursors = NULL;
+	return own;
+}
+
 static bool is_read(const struct store_job *j) { return j->op <= STORE_ROSTER; }
 
 void store_submit(struct store *st, struct store_job *job)

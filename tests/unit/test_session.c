@@ -18,10 +18,13 @@
 
 #include "shm/sess.h"
 #include "worker/base/clock.h"
+#include "worker/claim.h"
 #include "worker/cmd.h"
 #include "worker/conn.h"
 #include "worker/group.h"
 #include "worker/login.h"
+#include "worker/notice.h"
+#include "worker/peer.h"
 #include "worker/presence.h"
 #include "worker/redo.h"
 #include "worker/route.h"
@@ -99,6 +102,19 @@ void presence_left(uint32_t user) { assert_int_equal(user, USER); }
 void presence_turn_end(void) { }
 void presence_unindex(struct conn *c) { (void)c; }
 void route_poll(void) { }
+
+void claim_release(uint32_t user, uint64_t number) { (void)user; (void)number; }
+
+void notice_send(uint32_t user, notice_fn *done, uint64_t tag, uint64_t tag2)
+{
+	(void)user; (void)done; (void)tag; (void)tag2;
+}
+
+bool peer_send(uint32_t slot, enum item_type type, void *item, size_t len, const void *tail, size_t tail_len)
+{
+	(void)slot; (void)type; (void)item; (void)len; (void)tail; (void)tail_len;
+	return true;
+}
 
 static struct { uint64_t ts; int verdict; } told[1000];
 static unsigned ntold;
@@ -491,7 +507,7 @@ static void test_close_stores_in_order(void **state)
 	answer(STORE_OFFLINE_ADD, STORE_OK);
 	answer(STORE_OFFLINE_ADD, STORE_OK);
 	assert_int_equal(sess_find(USER, &to), SESS_OK);	/* nobody else may log in yet */
-	assert_int_equal(to.live, LIVE_DRAINING);
+	assert_int_equal(to.live, LIVE_ENDING);
 	answer(STORE_OFFLINE_ADD, STORE_OK);
 	assert_int_equal(ntold, 5);
 	assert_over();
