@@ -76,12 +76,58 @@ static void put_worker(struct json_out *w, unsigned i, bool brief)
 	json_kv_int(w, "sessions", LOAD(sh->sessions));
 	json_kv_int(w, "restarts", LOAD(sh->restarts));
 	json_kv_str(w, "store", LOAD(sh->store_up) ? "up" : "down");
+	json_kv_bool(w, "redis_up", LOAD(sh->bus_up) != 0);
 	json_kv_int(w, "region_used", (int64_t)LOAD(sh->region_used));
 	json_kv_int(w, "queue_depth", (int64_t)LOAD(sh->queue_depth));
 	json_kv_int(w, "conf_version", LOAD(sh->conf_version));
 	for (unsigned k = 0; (c = slot_counter_at(k)) != NULL; k++)
 		if (!brief || in_brief(c->name))
 			json_kv_int(w, c->name, (int64_t)c->get(sh));
+	json_close(w, '}');
+}
+
+/* Why a worker has no connection to Redis: its text may be changing while it is read. */
+static const char *bus_error(const struct report *r, char *out, size_t cap)
+{
+	out[0] = '\0';
+	for (unsigned i = 0; i < r->sup->nslots && out[0] == '\0'; i++) {
+		const struct slot *sh = slot_at(i);
+
+		if (LOAD(sh->state) == SLOT_EMPTY || LOAD(sh->bus_up))
+			continue;
+		memcpy(out, sh->bus_error, cap < sizeof sh->bus_error ? cap : sizeof sh->bus_error);
+		out[(cap < sizeof sh->bus_error ? cap : sizeof sh->bus_error) - 1] = '\0';
+	}
+	if (!json_utf8_valid(out, strlen(out)))
+		out[0] = '\0';
+	return out;
+}
+
+static unsigned bus_up(const struct report *r)
+{
+	unsigned n = 0;
+
+	for (unsigned i = 0; i < r->sup->nslots; i++)
+		n += LOAD(slot_at(i)->state) != SLOT_EMPTY && LOAD(slot_at(i)->bus_up);
+	return n;
+}
+
+static void put_cluster(struct json_out *w, const struct report *r)
+{
+	uint64_t lead = LOAD(shm->head->lead);
+	char error[96];
+
+	json_key(w, "cluster");
+	json_open(w, '{');
+	json_kv_bool(w, "on", *(*r->conf)->redis != '\0');
+	json_kv_str(w, "name", (*r->conf)->cluster);
+	json_kv_int(w, "workers_up", bus_up(r));
+	json_kv_str(w, "error", bus_error(r, error, sizeof error));
+	if (slot_alive((uint32_t)lead - 1, (uint32_t)(lead >> 32)))
+		json_kv_int(w, "leader", (uint32_t)lead - 1);
+	json_kv_bool(w, "announced", LOAD(shm->head->announced) == SEGMENT_ANNOUNCED);
+	json_kv_int(w, "hosts", LOAD(shm->head->hosts_alive));
+	json_kv_bool(w, "draining", LOAD(shm->head->drain_ms) != 0);
 	json_close(w, '}');
 }
 
@@ -110,6 +156,7 @@ char *report_status(const struct report *r, bool brief, size_t *len_r)
 	json_kv_int(&w, "conf_version", LOAD(h->conf_version));
 	json_kv_int(&w, "repairs", LOAD(h->repairs));
 	json_kv_bool(&w, "schema_ready", r->sup->migrate.done);
+	put_cluster(&w, r);
 	json_key(&w, "workers");
 	json_open(&w, '[');
 	for (unsigned i = 0; i < r->sup->nslots; i++)
@@ -133,6 +180,7 @@ static uint64_t g_region(const struct slot *sh) { return LOAD(sh->region_used); 
 static uint64_t g_queue(const struct slot *sh) { return LOAD(sh->queue_depth); }
 static uint64_t g_restarts(const struct slot *sh) { return LOAD(sh->restarts); }
 static uint64_t g_store(const struct slot *sh) { return LOAD(sh->store_up); }
+static uint64_t g_bus(const struct slot *sh) { return LOAD(sh->bus_up); }
 static uint64_t g_ready(const struct slot *sh) { return LOAD(sh->state) == SLOT_READY; }
 static uint64_t g_age(const struct slot *sh)
 {
@@ -151,6 +199,7 @@ static const struct gauge {
 	{ "region_used_bytes", "gauge", "session memory in use", g_region, false },
 	{ "queue_depth", "gauge", "store jobs waiting", g_queue, false },
 	{ "store_up", "gauge", "1 while the worker reaches the store", g_store, false },
+	{ "redis_up", "gauge", "1 while the worker reaches Redis (0, too, where none is configured)", g_bus, false },
 	{ "worker_ready", "gauge", "1 while the worker serves", g_ready, false },
 	{ "restarts_total", "counter", "deaths of the worker that were not asked for", g_restarts, false }
 };
@@ -160,6 +209,8 @@ static uint64_t h_users(const struct report *r) { (void)r; return users_online()
 static uint64_t h_repairs(const struct report *r) { (void)r; return LOAD(shm->head->repairs); }
 static uint64_t h_conf(const struct report *r) { (void)r; return LOAD(shm->head->conf_version); }
 static uint64_t h_max(const struct report *r) { (void)r; return shm->head->max_sessions; }
+static uint64_t h_hosts(const struct report *r) { (void)r; return LOAD(shm->head->hosts_alive); }
+static uint64_t h_drain(const struct report *r) { (void)r; return LOAD(shm->head->drain_ms) != 0; }
 static uint64_t h_wanted(const struct report *r) { return r->sup->wanted; }
 static uint64_t h_uptime(const struct report *r)
 {
@@ -170,6 +221,8 @@ static uint64_t h_uptime(const struct report *r)
 static const struct { const char *name, *type, *help; uint64_t (*get)(const struct report *); bool milli; }
 totals[] = {
 	{ "users_online", "gauge", "users bound to a session on this host", h_users, false },
+	{ "hosts_alive", "gauge", "hosts of the cluster that live, this one included", h_hosts, false },
+	{ "draining", "gauge", "1 while this host sends its clients elsewhere", h_drain, false },
 	{ "workers_wanted", "gauge", "workers that should run", h_wanted, false },
 	{ "max_sessions", "gauge", "session records of the host", h_max, false },
 	{ "conf_version", "gauge", "configuration in force, counted from 1", h_conf, false },

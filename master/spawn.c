@@ -105,7 +105,7 @@ pid_t spawn_migrate(struct sup *s)
 		sigaddset(&term, SIGTERM);
 		signal(SIGTERM, SIG_DFL);
 		sigprocmask(SIG_UNBLOCK, &term, NULL);
-		_exit(worker_migrate(*s->host.conf));
+		_exit(worker_migrate(*s->host.conf, s->host.host_id));
 	}
 	return pid;
 }

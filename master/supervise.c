@@ -519,7 +519,7 @@ static void reaped_migrate(struct sup *s, int status, uint64_t now_ms)
 	} else if (WIFEXITED(status) && WEXITSTATUS(status) == WORKER_CONFIG) {
 		if (s->phase == SUP_MIGRATING) {
 			snprintf(s->failure, sizeof s->failure,
-			    "the store cannot be used as configured; the log says why");
+			    "the store or the cluster cannot be used as configured; the log says why");
 			s->exit_code = WORKER_CONFIG;
 			sup_stop(s, SUP_AT_ONCE);
 		} else if (s->phase != SUP_STOPPING) {

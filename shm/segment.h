@@ -23,7 +23,7 @@
 #include <stdint.h>
 
 #define SEGMENT_MAGIC   UINT64_C(0x3130594c52415001)
-#define SEGMENT_LAYOUT  1u		/* raised by every change that an older binary cannot read */
+#define SEGMENT_LAYOUT  2u		/* raised by every change that an older binary cannot read */
 #define SEGMENT_CONF_MAX 65536u		/* bytes of configuration text a reload may hand on */
 
 struct segment_shape {			/* what the configuration decides */
@@ -50,7 +50,17 @@ struct segment_head {
 	_Atomic uint32_t repairs;	/* locks inherited from the dead, mended */
 	_Atomic uint32_t users_online;	/* bound users, roughly; sess_count() is exact */
 	_Atomic uint64_t next_login;	/* login numbers */
+	/* This host as one of several (worker/cluster.h). */
+	_Atomic uint64_t lead;		/* gen << 32 | slot + 1: who reads the host's channel; 0: nobody */
+	_Atomic uint64_t drain_ms;	/* monotonic: since when the host drains; 0: it does not */
+	_Atomic uint32_t announced;	/* enum segment_announced */
+	_Atomic uint32_t lapses;	/* times that our entry had vanished from the registry */
+	_Atomic uint32_t registry;	/* raised by a worker that heard of a change: read it anew */
+	_Atomic uint32_t hosts_alive;	/* as last read; ourselves included */
 };
+
+/* Our entry in the registry, in this life of the daemon. */
+enum segment_announced { SEGMENT_UNKNOWN = 0, SEGMENT_ANNOUNCED, SEGMENT_USURPED };	/* another host has our id */
 
 struct segment {
 	struct segment_head *head;

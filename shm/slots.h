@@ -60,7 +60,16 @@ enum slot_state {
 	X(store_jobs,      "store jobs finished") \
 	X(store_failures,  "store jobs that failed for want of the store") \
 	X(commits,         "store transactions committed") \
-	X(hashes,          "password hashes computed")
+	X(hashes,          "password hashes computed") \
+	X(link_packets_out,"packets sent to other hosts") \
+	X(link_packets_in, "packets read from other hosts") \
+	X(link_items_out,  "items sent to other hosts") \
+	X(link_items_in,   "items read from other hosts") \
+	X(link_lost,       "items for other hosts that Redis did not carry") \
+	X(link_misses,     "times that items of other hosts may have been lost") \
+	X(link_bad,        "packets of other hosts that were dropped: malformed, or of a former life") \
+	X(bus_commands,    "commands sent to Redis") \
+	X(bus_connects,    "connections made to Redis")
 
 struct slot {
 	_Atomic int32_t pid;		/* 0: none */
@@ -80,6 +89,9 @@ struct slot {
 	_Atomic uint64_t queue_depth;	/* store jobs waiting */
 	_Atomic uint64_t order;		/* next number for messages accepted here; survives deaths */
 	_Atomic uint64_t spawned_ms;
+	_Atomic uint32_t bus_up;	/* 1: connected to Redis */
+	_Atomic uint32_t bus_left;	/* gen that will say nothing more to other hosts */
+	char bus_error[96];		/* why it is not, as text; may be read half written */
 	int32_t exit_status;		/* of the last death, master only */
 #define X(name, help) _Atomic uint64_t name;
 	struct { SLOT_COUNTERS(X) } n;

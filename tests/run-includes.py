@@ -24,7 +24,7 @@ MAY = {
 LIBRARY = [
     (r"(mysql|mariadb|errmsg\.h|mysqld_error)", ["sql/mysql.c"]),
     (r"sqlite3",                                ["sql/sqlite.c"]),
-    (r"hiredis",                                ["worker/bus.c"]),
+    (r"hiredis",                                ["worker/redis.c"]),
     (r"jsmn",                                   ["worker/base/json.c"]),
     (r"sodium",                                 ["worker/", "client/"]),
     (r"(histedit|editline|readline)",           ["client/"]),

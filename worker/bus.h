@@ -1,17 +1,16 @@
 /*
  * bus.h - Redis, on the worker's loop: commands with answers, and the host's subscription.
  *
- * Scope   the only user of hiredis. One connection for commands a worker; one more that is
- *         subscribed to the host's channel, on the worker that leads (cluster.h). Commands of one
- *         turn leave in one write. Everything is asynchronous: nothing here waits, name look-ups
- *         included (an address is resolved once, before the loop begins, or by a sentinel's answer).
- * Errors  an answer may never come (connection lost, or older than redis_timeout_ms): its callback
+ * Scope   one connection for commands a worker; one more that is subscribed to the host's channel, on
+ *         the worker that leads (cluster.h). Commands of one turn leave in one write. Everything is
+ *         asynchronous: nothing here waits, name look-ups included (finder.h).
+ * Errors  an answer may never come (connection lost, or none at all for redis_timeout_ms): its callback
  *         gets NULL, and nobody knows whether the command ran. Past BUS_MAX_BYTES or BUS_MAX_COMMANDS under
  *         way nothing more is taken: bus_send() says false, and the caller goes its other way.
- * Retry   a lost connection is made again after a back-off of 50 ms to 2 s with jitter. With
- *         sentinels each attempt asks them for the present master, and checks its role.
- * Library hiredis 0.14 aborts on some uses of UNSUBSCRIBE and has no time-out and no bound of its own:
- *         fixed channels only, never UNSUBSCRIBE, our own clock and cap.
+ * Retry   a lost connection is made again after a back-off of 50 ms to 2 s with jitter. Each attempt
+ *         looks names up anew, and asks the sentinels for the present master; only a master will do, and
+ *         one that becomes a replica is left. Redis Cluster (MOVED) is not supported, and the log says so.
+ * Layers  redis.h bytes and answers; wire.h on the loop; lookup.h, finder.h where Redis is.
  */
 #ifndef PARLEY_BUS_H
 #define PARLEY_BUS_H
@@ -51,6 +50,8 @@ struct bus_hooks {
 int bus_init(const struct bus_hooks *hooks);
 bool bus_configured(void);		/* this host belongs to a cluster */
 bool bus_up(void);
+/* End of turn: what was sent leaves. */
+void bus_turn_end(void);
 /* DONE may be NULL. LENS may be NULL: arguments are strings. False: not taken, DONE will not run. */
 bool bus_send(unsigned argc, const char *const *argv, const size_t *lens, bus_done_fn *done,
     void *arg, uint64_t tag);
@@ -66,7 +67,8 @@ void bus_unsubscribe(void);
 bool bus_subscribed(void);
 /* For status: why the last connection failed or ended, "" while it is fine. */
 const char *bus_error(void);
-void bus_close(void);
+/* The worker ends: waits for answers to what was sent, at most WAIT_MS, then closes. */
+void bus_close(uint32_t wait_ms);
 
 /*
  * Blocking, for a short-lived child before the workers exist: one command, answered within the

@@ -3,8 +3,10 @@
  *
  * Scope   the conductor of bus, hosts, link, claim and call; without conf.redis all of it is idle, and every
  *         function here says so at once.
- * Lead    the lowest slot with a serving worker reads the host's channel and writes its registry entry.
- *         When it dies the next one notices within a tick, or is told by the master's respawn.
+ * Lead    one worker reads the host's channel and writes its registry entry: the one that a word of the
+ *         segment names. It keeps that until it ends, hangs, or has no connection to Redis while another
+ *         has one; whoever sees that (each looks every tick) takes over by compare-and-swap, so that there
+ *         are never two, and has everybody look into the store for what nobody read meanwhile.
  * Order   when the connection to Redis is back: subscribe; claim the users of this worker again; send the
  *         notices that were kept; read the store for its own sessions; then new traffic.
  */
@@ -25,7 +27,7 @@ void cluster_missed(void);
 /* The same on this worker alone: a sibling said so. */
 void cluster_look_again(void);
 void cluster_turn_end(void);
-/* The worker ends in order. */
+/* The worker ends in order; its loop does not run any more. */
 void cluster_stop(void);
 
 /*

@@ -129,6 +129,17 @@ void conn_each(void (*fn)(struct conn *c, void *arg), void *arg)
 	}
 }
 
+uint32_t conn_each_from(uint32_t from, uint32_t n, void (*fn)(struct conn *c, void *arg), void *arg)
+{
+	for (; from < nblocks * BLOCK && n > 0; from++, n--) {
+		struct conn *c = conn_ix(from);
+
+		if (c->r != NULL && c->rec != REC_NONE)
+			fn(c, arg);
+	}
+	return from < nblocks * BLOCK ? from : 0;
+}
+
 const char *conn_why(enum close_why why)
 {
 	static const char *const text[] = {

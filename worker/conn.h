@@ -81,6 +81,8 @@ struct conn *conn_adopt(uint32_t rec, int fd);
 void conn_forget(struct conn *c);
 /* Calls FN for each connection of this worker. FN may close it. */
 void conn_each(void (*fn)(struct conn *c, void *arg), void *arg);
+/* The same for at most N places from FROM on. The place to go on from, 0 when it is through. */
+uint32_t conn_each_from(uint32_t from, uint32_t n, void (*fn)(struct conn *c, void *arg), void *arg);
 /* Sets the timer to what comes first: login, idle, ping. */
 void conn_rearm(struct conn *c);
 const char *conn_why(enum close_why why);

@@ -6,7 +6,8 @@
  *         URL names a database other than 0, because channels know no databases:
  *
  *           PREFIX:hosts        set of the ids ever seen; those without an entry are removed
- *           PREFIX:host:ID      the entry, a JSON object, alive for host_timeout_ms
+ *           PREFIX:host:ID      the entry, a JSON object that begins {"epoch":"N", alive for
+ *                               host_timeout_ms; N in decimal digits
  *           PREFIX:born         a random text; another one: Redis has forgotten everything
  *           PREFIX:to:ID        channel: packets to a host (link.h)
  *           PREFIX:user:ID      who serves a user (claim.h)
@@ -48,6 +49,9 @@ struct hosts_hooks {
 };
 
 int hosts_init(const struct hosts_hooks *hooks);
+struct conf;
+/* Names for hosts_name() before there is a worker. */
+void hosts_set_prefix(const struct conf *cf);
 /* Reads the registry, and on the leading worker writes our entry: every heartbeat, and at once when
  * something changed (bus up, drain, lead taken over). */
 void hosts_beat(void);
@@ -59,6 +63,11 @@ struct host *hosts_self(void);
 struct host *hosts_find(uint64_t key);			/* NULL: never seen */
 struct host *hosts_by_id(const char *id);
 struct host *hosts_at(unsigned i);			/* NULL past the end; self included */
+/*
+ * A packet came from this life of a host. Its entry, or NULL: that life is over. One that was never heard
+ * of has just begun: it is believed, and the registry is read at once.
+ */
+struct host *hosts_meet(const char *id, size_t len, uint64_t epoch);
 /* Is (key, epoch) a life that goes on, as far as is known? */
 bool hosts_alive(uint64_t key, uint64_t epoch);
 /* Addresses of live hosts that take logins, ours excepted, as elements of an open JSON array. */

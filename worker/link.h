@@ -80,7 +80,6 @@ struct link_presence { struct item head; uint32_t user, online; uint64_t login_m
 struct link_call { struct item head; uint32_t slot, gen; uint64_t id; uint32_t wait_ms, name_len; };	/* name, then JSON */
 struct link_reply { struct item head; uint32_t slot, gen; uint64_t id; int32_t code; uint32_t last; };	/* a piece of the answer follows */
 
-int link_init(void);
 /* Appends an item (head filled in here) and TAIL. False: no connection, that host is gone or we are one
  * ourselves, too long, or too much under way. */
 bool link_send(struct host *h, enum link_type type, void *item, size_t len, const void *tail,
@@ -96,6 +95,11 @@ void link_on_packet(const char *data, size_t len);
 /* From a sibling that leads. */
 void link_on_item(const struct item *it);
 void link_host_gone(struct host *h);
-/* For status: packets and items sent and received, misses. */
+/* The connection to Redis is lost: what waits is dropped. */
+void link_drop_all(void);
+/* This worker has begun to read the channel: it knows of no stream. */
+void link_begin_reading(void);
+/* Is it a packet, whole and of this version? */
+bool link_packet_ok(const char *data, size_t len);
 
 #endif

@@ -59,6 +59,7 @@ struct conn {
 	bool bound;			/* the hash names this session (record.bound) */
 	bool claiming;			/* bound, and the cluster is asked whether it may be */
 	bool again;			/* something new was stored while a drain was in flight */
+	bool look_due;			/* other hosts may have stored something: a look into the store is due */
 	uint8_t ending;			/* enum session_end: logging out or closed, not yet settled */
 	uint32_t storing;		/* messages for the session's user on their way to the store */
 	uint32_t deleting;		/* delete and cursor jobs in flight */

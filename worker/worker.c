@@ -21,10 +21,12 @@
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/cluster.h"
 #include "worker/conn.h"
 #include "worker/ipc.h"
 #include "worker/loop.h"
 #include "worker/move.h"
+#include "worker/notice.h"
 #include "worker/peer.h"
 #include "worker/presence.h"
 #include "worker/redo.h"
@@ -177,7 +179,7 @@ static void begin_stop(const char *reason, int code)
 static bool nothing_left(void)
 {
 	return wk->nconns == 0 && route_idle() && sweep_idle() && redo_waiting() == 0 &&
-	    store_depth(wk->store) == 0 && peer_idle() && move_count() == 0;
+	    store_depth(wk->store) == 0 && peer_idle() && move_count() == 0 && notice_idle();
 }
 
 static void stop_step(void)
@@ -534,6 +536,7 @@ static void turn_end(void)
 	admin_turn_end();
 	look_at_ports();
 	store_flush(wk->store);
+	cluster_turn_end();
 	peer_flush();
 	if (wk->stopping)
 		stop_step();
@@ -642,7 +645,7 @@ static int set_up(const struct worker_boot *boot)
 	wk->text = malloc(SCRATCH);
 	wk->region = region_open(wk->slot, wk->gen == 1);
 	if (ports == NULL || wk->json == NULL || wk->json2 == NULL || wk->scratch == NULL || wk->text == NULL ||
-	    wk->region == NULL || loop_init(&hooks) != 0 || conn_init() != 0 || peer_init() != 0 ||
+	    wk->region == NULL || loop_init(&hooks) != 0 || conn_init() != 0 || peer_init() != 0 || cluster_init() != 0 ||
 	    route_init() != 0 || open_store() != 0 || open_auth() != 0)
 		return -1;
 	/* What the predecessor held is on its way to the store before its inbox is read on. */
@@ -672,6 +675,7 @@ int worker_run(const struct worker_boot *boot)
 	tell(IPC_READY, 0, 0);
 	log_debug("serving");
 	loop_run();
+	cluster_stop();
 	peer_flush();
 	store_free(wk->store, 1000);
 	return exit_code;
@@ -684,12 +688,14 @@ static void migrate_tell(const char *text)
 	log_warn("store: %s", text);
 }
 
-int worker_migrate(const struct conf *conf)
+int worker_migrate(const struct conf *conf, const char *host_id)
 {
 	struct store_setup s = store_setup_of(conf);
 	char why[512] = "";
 	int rc;
 
+	if ((rc = cluster_check_start(conf, host_id)) != 0)
+		return rc;
 	s.password = password_of(conf);
 	rc = store_migrate(&s, migrate_tell, why, sizeof why);
 	if (rc == STORE_OK)

@@ -39,9 +39,10 @@ struct worker_boot {
 int worker_run(const struct worker_boot *boot);
 
 /*
- * Run by the master in a short-lived child before the first worker: opens the store, creates or
- * migrates the schema, prints warnings to the log. 0, or a worker_exit code with the reason logged.
+ * Run by the master in a short-lived child before the first worker: sees that no other host of the
+ * cluster has our id, opens the store, creates or migrates the schema, prints warnings to the log. 0, or
+ * a worker_exit code with the reason logged.
  */
-int worker_migrate(const struct conf *conf);
+int worker_migrate(const struct conf *conf, const char *host_id);
 
 #endif

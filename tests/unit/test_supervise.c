@@ -59,8 +59,9 @@ static char why[300];
 
 /* --- The worker ------------------------------------------------------------------------------- */
 
-int worker_migrate(const struct conf *c)
+int worker_migrate(const struct conf *c, const char *id)
 {
+	(void)id;
 	assert_ptr_equal(c, &conf);
 	page->migrations++;
 	return page->migrate_code;
