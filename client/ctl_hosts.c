@@ -340,7 +340,7 @@ int hosts_upstream(const struct hosts *hs, const struct hosts_upstream *u)
 		printf("\tserver %s weight=%" PRIu32 " max_fails=%u fail_timeout=%us%s;", h->address,
 		    h->weight, u->max_fails, u->fail_timeout_s, h->down ? " down" : "");
 		if (h->id[0] != '\0')
-			printf("\t# %s%s", h->id, h->down ? ", draining" : "");
+			printf("\t# %s%s", h->id, h->was_down ? ", draining" : "");
 		putchar('\n');
 	}
 	printf("}\n");
