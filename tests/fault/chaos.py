@@ -729,7 +729,7 @@ class Weather:
         self.drained.discard(host)
         if not stop:
             self.world.note("%s rejoins" % host.id)
-            self.ctl(host, "drain", "cancel")
+            self.ctl(host, "drain", "--cancel")
         elif host not in self.frozen:
             self.world.note("%s stops" % host.id)
             self.ending.add(host)

@@ -155,7 +155,7 @@ def test_drain_is_taken_back(make_cluster):
     stays = cluster[0].login(other)
     cluster[0].ctl_ok("drain")
     assert refused_login(cluster[0], account)["errno"] == UNAVAILABLE
-    cluster[0].ctl_ok("drain", "cancel")
+    cluster[0].ctl_ok("drain", "--cancel")
     cluster[0].login(account)
     cluster[1].wait_hosts("h1", "h2", state="up")
     if not stays.eof:
@@ -180,7 +180,7 @@ def test_drain_of_another_host(make_cluster):
     cluster[0].ctl_ok("--host", "h2", "drain")
     assert client.expect(SESSION_END, 15)["reason"] == "moved"
     assert refused_login(cluster[1], client.account)["errno"] == UNAVAILABLE
-    cluster[0].ctl_ok("--host", "h2", "drain", "cancel")
+    cluster[0].ctl_ok("--host", "h2", "drain", "--cancel")
     cluster[0].wait_hosts("h1", "h2", state="up")
     cluster[1].relogin(client.account)
 

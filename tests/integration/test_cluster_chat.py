@@ -279,7 +279,7 @@ def test_states_of_members(cluster):
     for member in people[:2]:
         wait_until(lambda: seen(member) == want, 10, "the members' states")
     ack = people[2].login(people[2].account)
-    assert states(ack["groups"][0]["users"]) == dict(want, **{people[2].id: "online"})
+    assert states(ack["groups"][0]["users"]) == {**want, people[2].id: "online"}
     late = cluster[1].online()
     users = late.ok(ADD_GROUP, groupid=group)["group"]["users"]
     assert set(states(users).values()) == {"online"} and len(users) == 4

@@ -108,8 +108,8 @@ class Host(Daemon):
     # -- what it says ----------------------------------------------------------------------------
 
     def lines(self, *args):
-        """The objects that parleyctl prints, warnings too."""
-        return [json.loads(line) for line in self.ctl_ok("--json", *args).splitlines()]
+        """The objects that parleyctl prints; its verdict is the last."""
+        return [json.loads(line) for line in self.ctl("--json", *args).stdout.splitlines()]
 
     def hosts(self):
         """{id: row} as `parleyctl hosts` on this host shows the cluster."""
@@ -124,7 +124,7 @@ class Host(Daemon):
         watch = Stopwatch()
 
         def seen():
-            rows = self.hosts()
+            rows = self.hosts()             # without Redis: what was known before, ever older
             return sorted(rows) == names and all(
                 (state is None or row["state"] == state) and row["seen_ms"] < watch.seconds * 1000
                 for row in rows.values()) and rows
