@@ -616,7 +616,7 @@ void link_on_item(const struct item *it)
 	const struct item *inner = (const struct item *)(head + 1);
 	struct host *from;
 
-	if (!item_ok(inner, it->len - sizeof *head) || inner->len != it->len - sizeof *head)
+	if (!item_ok(inner, pad8(it->len - sizeof *head)) || inner->len != it->len - sizeof *head)
 		return;
 	from = hosts_find(head->from);
 	if (from != NULL && from->alive && from->epoch == head->from_epoch)

@@ -89,7 +89,7 @@ void presence_del(struct conn *c, uint32_t user)
 static void note(uint32_t user, bool online);
 static void recheck_key(const struct index_vec *vec);
 static void ask(uint32_t *ids, uint32_t n, bool sure, presence_fn *done, uint64_t tag);
-static void hosts_changed_in(uint32_t ms);
+static void hosts_changed_in(uint32_t ms, bool put_off);
 
 /* What changed while the session was on its way is told by the next turn, or when it is known. */
 void presence_index(struct conn *c)
@@ -110,7 +110,7 @@ void presence_index(struct conn *c)
 	else
 		free(ids);
 	if (cluster_on() && !cluster_up())
-		hosts_changed_in(ASK_AGAIN_MS);
+		hosts_changed_in(ASK_AGAIN_MS, false);
 	for (uint32_t i = 0; i < n; i++) {
 		const struct index_vec *vec = index_find(&watchers, f[i] & ~TOLD);
 
@@ -289,15 +289,22 @@ struct question {
 };
 
 static struct timer hosts_timer;
+static uint64_t hosts_by_ms;
 static uint32_t *all;			/* those who are asked for again */
 static uint32_t nall, all_next;
 
 static void on_hosts_changed(struct timer *t);
 
-static void hosts_changed_in(uint32_t ms)
+/* One change after another puts it off, but not for good. */
+static void hosts_changed_in(uint32_t ms, bool put_off)
 {
+	uint64_t at = clock_ms() + ms;
+
 	if (!timer_is_set(&hosts_timer))
-		timer_set(&hosts_timer, clock_ms() + ms, on_hosts_changed);
+		hosts_by_ms = clock_ms() + 3 * (uint64_t)ms;
+	else if (!put_off)
+		return;
+	timer_set(&hosts_timer, at < hosts_by_ms ? at : hosts_by_ms, on_hosts_changed);
 }
 
 static void answered(void *arg, bool known)
@@ -321,7 +328,7 @@ static void answered(void *arg, bool known)
 			recheck_key(vec);
 	}
 	if (!known)
-		hosts_changed_in(ASK_AGAIN_MS);
+		hosts_changed_in(ASK_AGAIN_MS, false);
 	free(q->ids);
 	free(q->at);
 	free(q);
@@ -369,7 +376,7 @@ void presence_learn(const uint32_t *ids, uint32_t n, presence_fn *done, uint64_t
 		if (!sess_online(ids[i]) && !watched(ids[i]))
 			mine[k++] = ids[i];
 	if (mine == NULL && n > 0 && cluster_on())
-		hosts_changed_in(ASK_AGAIN_MS);
+		hosts_changed_in(ASK_AGAIN_MS, false);
 	ask(mine, k, false, done, tag);
 }
 
@@ -397,7 +404,7 @@ static void ask_all(uint64_t tag)
 	(void)tag;
 	if (ids == NULL || !cluster_up()) {
 		if (n > 0)
-			hosts_changed_in(ASK_AGAIN_MS);
+			hosts_changed_in(ASK_AGAIN_MS, false);
 		free(ids);
 		free(all);
 		all = NULL;
@@ -427,7 +434,7 @@ static void on_hosts_changed(struct timer *t)
 void presence_hosts_changed(void)
 {
 	if (cluster_on())
-		timer_set(&hosts_timer, clock_ms() + wk->conf.presence_delay_ms, on_hosts_changed);
+		hosts_changed_in(wk->conf.presence_delay_ms, true);
 }
 
 static void tell(struct conn *c, uint32_t user, bool online)
