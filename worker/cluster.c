@@ -171,6 +171,7 @@ void cluster_look_again(void)
 	if (!cluster_on())
 		return;
 	presence_hosts_changed();
+	route_resend(NULL);		/* answers may be among what was lost */
 	if (timer_is_set(&look_timer)) {
 		look_again = true;	/* those already looked at, once more */
 		return;
@@ -182,7 +183,7 @@ void cluster_look_again(void)
 
 static void tell_missed(void)
 {
-	struct item_look it;
+	struct item_look it = { .head = { .flags = 0 } };
 
 	missed_ms = clock_ms();
 	missed_again = false;

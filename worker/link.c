@@ -362,6 +362,7 @@ static void far_noticed(struct host *from, const struct item *it) { notice_on_no
 static void far_presence(struct host *from, const struct item *it) { presence_on_far(from, it); }
 static void far_call(struct host *from, const struct item *it) { call_on_call(from, it); }
 static void far_reply(struct host *from, const struct item *it) { call_on_reply(from, it); }
+static void far_missed(struct host *from, const struct item *it) { route_on_far_missed(from, it); }
 static void far_group(struct host *from, const struct item *it) { (void)from; group_on_message(it); }
 static void far_dissolved(struct host *from, const struct item *it) { (void)from; group_on_dissolved(it); }
 static void far_forget(struct host *from, const struct item *it) { (void)from; cmd_on_forget(it); }
@@ -383,6 +384,7 @@ static const struct {
 	[LK_FORGET] = { sizeof(struct item_forget), TO_ALL, false, far_forget },
 	[LK_CALL] = { sizeof(struct link_call), TO_LEADER, false, far_call },
 	[LK_REPLY] = { sizeof(struct link_reply), TO_WORKER, false, far_reply },
+	[LK_MISSED] = { sizeof(struct link_missed), TO_ALL, false, far_missed },
 };
 
 /* Are the parts of its tail within it? */
@@ -434,6 +436,13 @@ bool link_packet_ok(const char *data, size_t len)
 
 /* ---- in ---- */
 
+static void tell_missed(struct host *h, uint32_t slot, uint32_t gen)
+{
+	struct link_missed it = { .slot = slot, .gen = gen };
+
+	(void)link_send(h, LK_MISSED, &it, sizeof it, NULL, 0);
+}
+
 void link_begin_reading(void)
 {
 	struct host *h;
@@ -442,6 +451,9 @@ void link_begin_reading(void)
 	for (unsigned i = 0; (h = hosts_at(i)) != NULL; i++)
 		if (h->link != NULL)
 			forget_streams(h->link);
+	for (unsigned i = 0; (h = hosts_at(i)) != NULL; i++)
+		if (!h->self && h->alive)
+			tell_missed(h, 0, 0);	/* what the former reader took with it */
 }
 
 static struct stream *stream_of(struct link *l, uint32_t slot)
@@ -589,6 +601,7 @@ static void run_packet(const char *data, size_t len)
 		log_debug("packets of host %s, worker %u, are missing before number %llu", from->id, h->slot,
 		    (unsigned long long)h->number);
 		cluster_missed();
+		tell_missed(from, h->slot, h->gen);
 	}
 	data += sizeof *h + pad8(h->id_len);
 	for (uint32_t i = 0; i < h->items; i++) {

@@ -74,7 +74,7 @@ struct link_verdict { struct item head; uint32_t slot, gen, ref, seq; int32_t re
 struct link_refused { struct item head; uint32_t slot, gen, ref, seq; };
 struct link_notice { struct item head; uint32_t slot, gen, user, token; };
 struct link_noticed { struct item head; uint32_t slot, gen, user, token; };
-struct link_missed { struct item head; uint32_t slot, gen; };	/* the stream's */
+struct link_missed { struct item head; uint32_t slot, gen; };	/* the stream's; gen 0: any of yours may have a hole */
 /* LK_GROUP, LK_DISSOLVED, LK_FORGET are the items of peer.h with another type number. */
 struct link_presence { struct item head; uint32_t user, online; uint64_t login_ms; };
 struct link_call { struct item head; uint32_t slot, gen; uint64_t id; uint32_t wait_ms, name_len; };	/* name, then JSON */

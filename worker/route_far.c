@@ -530,6 +530,6 @@ void route_on_far_missed(struct host *from, const struct item *it)
 {
 	const struct link_missed *g = (const struct link_missed *)it;
 
-	if (g->slot == wk->slot && g->gen == wk->gen)
+	if (g->gen == 0 || (g->slot == wk->slot && g->gen == wk->gen))
 		route_resend(from);
 }
