@@ -52,7 +52,7 @@ static const char usage[] =
     "  scale N               run N workers; returns when they do\n"
     "  stop                  stop the daemon; returns when it is gone\n"
     "  fsck                  check the session table\n"
-    "  drain                 take this host out of its cluster; --cancel: back into it\n"
+    "  drain [cancel]        take this host out of its cluster; cancel: back into it\n"
     "  hosts                 the hosts of the cluster\n"
     "  upstream              nginx's upstream block for them (--consistent, --name NAME,\n"
     "                        --max-fails N, --fail-timeout SECONDS)\n"
@@ -264,8 +264,9 @@ static int cmd_drain(struct ctl *c, int argc, char **argv)
 	static char cancel[] = "cancel";
 	char *args[] = { cancel };
 
-	(void)argc;
-	(void)argv;
+	if (argc > 0 && strcmp(argv[0], "cancel") != 0)
+		usage_error("drain takes no argument but `cancel`");
+	c->cancel = c->cancel || argc > 0;
 	return simple(c, "drain", PRINT_MESSAGE, 30, c->cancel ? 1 : 0, args);
 }
 
@@ -554,7 +555,7 @@ commands[] = {
 	{ "status", 0, 0, cmd_status }, { "sessions", 0, 0, cmd_sessions }, { "who", 0, 0, cmd_who },
 	{ "kick", 1, 1, cmd_kick }, { "metrics", 0, 0, cmd_metrics }, { "reload", 0, 0, cmd_reload },
 	{ "scale", 1, 1, cmd_scale }, { "stop", 0, 1, cmd_stop }, { "fsck", 0, 0, cmd_fsck },
-	{ "drain", 0, 0, cmd_drain }, { "hosts", 0, 0, cmd_hosts }, { "upstream", 0, 0, cmd_upstream },
+	{ "drain", 0, 1, cmd_drain }, { "hosts", 0, 0, cmd_hosts }, { "upstream", 0, 0, cmd_upstream },
 	{ "ring", 0, 100000, cmd_ring },
 	{ "user", 1, 2, cmd_user }, { "token", 1, 1000, cmd_token }, { "help", 0, 0, cmd_help },
 	{ "version", 0, 0, cmd_version }
@@ -644,7 +645,7 @@ int main(int argc, char **argv)
 			break;
 		case HOST: c.host = optarg; break;
 		case LOCAL: c.local = true; break;
-		case CANCEL: c.cancel = true; break;
+		case CANCEL: c.cancel = true; break;		/* the same as the word behind drain */
 		case CONSISTENT: c.upstream.consistent = true; break;
 		case NAME: c.upstream.name = read_name(optarg); break;
 		case MAX_FAILS: c.upstream.max_fails = read_number("--max-fails", optarg); break;

@@ -12,7 +12,7 @@ import pytest
 
 from client_support import Filter, Tty, run_filter
 from fake_server import FakeServer
-from parleytest import SCALE, wait_until
+from parleytest import SCALE, needs_redis, wait_until
 from parleytest.daemon import free_port, unique
 
 
@@ -438,3 +438,65 @@ def test_a_daemon_that_stops_sends_its_people_on(hosts, tmp_path, open_tty):
     tty.expect_last(f"{ann}> ")
     hosts[0].stop()
     tty.expect(rf"^\* session ended \(shutdown\): connected again as {ann} at 127.0.0.1:{hosts[1].port}$", 20)
+
+
+# ---- a real cluster ----
+
+def advertised(cluster):
+    return ",".join(host.advertised for host in cluster)
+
+
+@needs_redis
+def test_a_drained_host_sends_its_people_on(tmp_path, make_cluster, open_tty):
+    """The client knows one server only: the others are named by it."""
+    cluster = make_cluster(hosts=2)
+    ann = unique("ann")
+    assert run_filter(tmp_path, 1, ann, (), "-h", advertised(cluster), "--register").returncode == 0
+    bob = cluster[1].online()
+    tty = open_tty("-h", cluster[0].advertised, ann, PARLEY_PASSWORD="pw")
+    tty.expect_last(f"{ann}> ")
+    tty.type("half a th")
+    cluster[0].ctl_ok("drain")
+    tty.expect(rf"^\* session ended \(moved\): connected again as {ann} at {re.escape(cluster[1].advertised)}$", 30)
+    tty.expect_last(f"{ann}> half a th")
+    assert str(tty.screen).count("* ") == 2, tty.screen
+    tty.type(f"\x15/msg {bob.name} moved\n")
+    bob.wait_texts(["moved"])
+
+
+@needs_redis
+def test_a_killed_host_of_a_cluster(tmp_path, make_cluster, start):
+    """Its claims are given up by and by: the client waits for that, and says nothing about it."""
+    cluster = make_cluster(hosts=3)
+    ann, bob = unique("ann"), unique("bob")
+    for name in (ann, bob):
+        assert run_filter(tmp_path, 1, name, (), "-h", advertised(cluster), "--register").returncode == 0
+    talker = start(advertised(cluster), "--json", "--timeout", "60", name=ann)
+    listener = start(advertised(list(cluster)[1:]), "--json", name=bob)
+    for each in (talker, listener):
+        each.wait_out('"login"')
+    cluster[0].allow(".")
+    cluster[0].kill_host()
+    began = time.monotonic()
+    talker.type(f"chat:{bob}:after")
+    talker.wait_out('"again":true', 30)
+    took = time.monotonic() - began
+    listener.wait_out('"after"', 30)
+    assert not any("errno" in line for line in talker.err), talker.err
+    assert took < 20 * SCALE
+
+
+@needs_redis
+def test_parleyctl_reads_the_live_registry(make_cluster):
+    cluster = make_cluster(hosts=2, each=[{"weight": 3}, {}])
+    text = cluster[1].ctl_ok("upstream", "--consistent")
+    assert re.findall(r"^\tserver (\S+) weight=(\d) .*# (\S+)$", text, re.M) == [
+        (cluster[0].advertised, "3", "h1"), (cluster[1].advertised, "1", "h2")]
+    live = json.loads(cluster[1].ctl_ok("--json", "ring", "127.0.0.77"))
+    typed = json.loads(cluster[1].ctl_ok("--json", "ring", "127.0.0.77", "--from",
+                                         f"{cluster[0].advertised}=3,{cluster[1].advertised}"))
+    assert live == typed
+    cluster[0].ctl_ok("drain")
+    cluster[1].wait_hosts("h1", "h2")
+    wait_until(lambda: " down;" in cluster[1].ctl_ok("upstream"), 10, "a host that is drained is down")
+    assert json.loads(cluster[1].ctl_ok("--json", "ring", "127.0.0.77"))["host"] == cluster[1].advertised

@@ -172,6 +172,7 @@ def test_more_hosts_than_anybody_has(registry):
 
 @pytest.mark.parametrize("args, request_", [
     (["drain"], {"cmd": "drain", "args": []}),
+    (["drain", "cancel"], {"cmd": "drain", "args": ["cancel"]}),
     (["drain", "--cancel"], {"cmd": "drain", "args": ["cancel"]}),
     (["--host", "host2", "drain"], {"cmd": "drain", "host": "host2", "args": []}),
     (["--host", "host2", "status", "--json"], {"cmd": "status", "host": "host2", "args": []}),
