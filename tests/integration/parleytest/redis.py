@@ -204,13 +204,13 @@ class Redis(Server):
         out = super().conf() + ["save \"\"", "appendonly no", "databases %d" % self.databases,
                                 "repl-diskless-sync-delay 0", "loglevel notice"]
         if self.password:
-            out += ["requirepass " + self.password]
+            out += ["requirepass \"%s\"" % self.password]
         if self.replica_of:
             out += ["replicaof %s %d" % self.replica_of.address]
         if self.replica_of and self.replica_of.password:
-            out += ["masterauth " + self.replica_of.password]
+            out += ["masterauth \"%s\"" % self.replica_of.password]
         elif self.password:
-            out += ["masterauth " + self.password]      # it may become a replica one day
+            out += ["masterauth \"%s\"" % self.password]      # it may become a replica one day
         return out
 
     def url(self, db=0, address=None, password=None):
