@@ -582,8 +582,14 @@ static void pass_step(void)
 		timer_set(&pass_timer, clock_ms(), on_pass_timer);
 	} else {
 		pass.on = false;
+		cluster_look_again();	/* what was stored while nobody could know who serves them */
 	}
 	free(b);
+}
+
+bool claim_restoring(void)
+{
+	return pass.on || timer_is_set(&again_timer);
 }
 
 static void pass_begin(void)

@@ -42,6 +42,8 @@ void claim_take(uint32_t user, uint32_t rec, uint32_t gen, const struct claim_ow
 void claim_release(uint32_t user, uint64_t number);
 /* All sessions of this worker again (Redis is back, or was emptied), in bounded steps a turn. */
 void claim_restore(void);
+/* Some of them may be missing yet; when all are back, every session here looks into the store. */
+bool claim_restoring(void);
 
 enum where { WHERE_NOBODY = 0, WHERE_HOST, WHERE_UNKNOWN };	/* UNKNOWN: no answer */
 typedef void where_fn(uint64_t tag, uint64_t tag2, enum where w, struct host *h);

@@ -39,7 +39,7 @@
 static struct timer tick, look_timer, drain_timer;
 static bool leading, missed_again, look_again, look_late, some_wait;
 static uint64_t beat_ms, missed_ms;
-static uint32_t lapses_seen, registry_seen, look_at;
+static uint32_t lapses_seen, registry_seen, look_at, looks;
 static uint32_t drain_at;
 static uint64_t drain_tick_ms;
 static double drain_credit;
@@ -131,6 +131,7 @@ static void give_lead_up(void)
 static void look_into(struct conn *c)
 {
 	c->look_due = false;
+	c->looked = looks;
 	session_notice(c);
 	if (c->bound && c->ending == END_NONE && c->state == CONN_OPEN)
 		group_recheck(c);
@@ -147,6 +148,15 @@ static void look(struct conn *c, void *arg)
 		look_into(c);
 	else if (c->look_due)
 		some_wait = true;
+}
+
+void cluster_look_first(struct conn *c)
+{
+	if (c->looked == looks && !claim_restoring() &&
+	    atomic_load_explicit(&shm->head->lapses, memory_order_relaxed) == lapses_seen)
+		return;
+	c->looked = looks;
+	session_notice(c);
 }
 
 static void on_look(struct timer *t)
@@ -170,6 +180,7 @@ void cluster_look_again(void)
 {
 	if (!cluster_on())
 		return;
+	looks++;
 	presence_hosts_changed();
 	route_resend(NULL);		/* answers may be among what was lost */
 	if (timer_is_set(&look_timer)) {

@@ -26,6 +26,12 @@ bool cluster_leads(void);		/* this worker reads the channel */
 void cluster_missed(void);
 /* The same on this worker alone: a sibling said so. */
 void cluster_look_again(void);
+/*
+ * Something of another host is about to be written to a session: if there is reason to look into the store
+ * and it has not yet, it does so first, because what was stored is older.
+ */
+struct conn;
+void cluster_look_first(struct conn *c);
 void cluster_turn_end(void);
 /* The worker ends in order; its loop does not run any more. */
 void cluster_stop(void);

@@ -439,6 +439,8 @@ static void put_entry(const struct host *h, char *out, size_t cap)
 	out[w.len] = '\0';
 }
 
+static uint64_t acked_ms;		/* when our entry was last known to be there */
+
 static void on_announced(void *arg, uint64_t tag, const struct bus_value *v)
 {
 	uint32_t was = SEGMENT_ANNOUNCED;
@@ -452,10 +454,21 @@ static void on_announced(void *arg, uint64_t tag, const struct bus_value *v)
 			    "of itself; give one of them another id", table[0].id);
 		return;
 	}
+	acked_ms = clock_ms();
 	was = SEGMENT_UNKNOWN;
 	(void)atomic_compare_exchange_strong(&shm->head->announced, &was, SEGMENT_ANNOUNCED);
 	/* It had run out, or was thrown away: what hung on it may be another's by now. */
 	if (v->n == ANNOUNCE_NEW && tag == SEGMENT_ANNOUNCED)
+		atomic_fetch_add(&shm->head->lapses, 1);
+}
+
+/*
+ * It was not written for longer than it lives. Whoever reads the new one must not find a session that has
+ * not looked into the store since, so this is said before it is written.
+ */
+static void note_silence(void)
+{
+	if (acked_ms != 0 && clock_ms() - acked_ms >= wk->conf.host_timeout_ms)
 		atomic_fetch_add(&shm->head->lapses, 1);
 }
 
@@ -467,6 +480,8 @@ static void write_entry(void)
 
 	if (state == SEGMENT_USURPED)
 		return;
+	if (state == SEGMENT_ANNOUNCED)
+		note_silence();
 	put_entry(&table[0], entry, sizeof entry);
 	snprintf(ms, sizeof ms, "%u", wk->conf.host_timeout_ms);
 	argv[0] = hosts_name("host", table[0].id);

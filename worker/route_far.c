@@ -522,6 +522,7 @@ void route_on_far_deliver(struct host *from, const struct item *it)
 	s->k = d->k;
 	*a = (struct answer){ from->key, from->epoch, d->slot, d->gen, d->ref, d->seq, 0, true };
 	FAULT("far.take.1");			/* copied, and nobody knows */
+	cluster_look_first(c);
 	session_deliver(c, ref);
 }
 

@@ -63,6 +63,7 @@ struct conn {
 	uint8_t ending;			/* enum session_end: logging out or closed, not yet settled */
 	uint32_t storing;		/* messages for the session's user on their way to the store */
 	uint32_t deleting;		/* delete and cursor jobs in flight */
+	uint32_t looked;		/* the latest look into the store that it had (cluster.c) */
 	uint32_t nlanes;		/* lanes with something unresolved */
 	uint32_t open;			/* messages of this sender that are unresolved */
 	bool throttled;			/* too many of them: it is not read until half are resolved */
