@@ -33,7 +33,10 @@ class Cluster:
     def at(self, uid=1, other_than=None):
         """Which server the user is at."""
         session = self.servers[0].online.get(uid)
-        return None if session in (None, other_than) else self.servers.index(session.server)
+        if session in (None, other_than):
+            return None
+        with session.server.lock:           # its answer to the login is out, too
+            return self.servers.index(session.server)
 
     def wait_at(self, number, seconds=15, other_than=None):
         wait_until(lambda: self.at(other_than=other_than) == number, seconds, f"alice at server {number}")
@@ -164,7 +167,7 @@ def test_goes_round(start, cluster):
         cluster.wait_at(number)
         session = cluster.servers[0].online[1]
         session.cut()
-        wait_until(lambda: cluster.servers[0].online.get(1) is not session)
+        wait_until(lambda: cluster.at(other_than=session) is not None)
     cluster.wait_at(1)
     each.type("chat:bob:after")
     each.wait_out("stored: bob")
@@ -476,8 +479,8 @@ def test_a_killed_host_of_a_cluster(tmp_path, make_cluster, start):
     for each in (talker, listener):
         each.wait_out('"login"')
     cluster[0].allow(".")
-    cluster[0].kill_host()
     began = time.monotonic()
+    cluster[0].kill_host()
     talker.type(f"chat:{bob}:after")
     talker.wait_out('"again":true', 30)
     took = time.monotonic() - began
