@@ -18,6 +18,7 @@
 #include "worker/cluster.h"
 #include "worker/hosts.h"
 #include "worker/link.h"
+#include "worker/peer.h"
 #include "worker/state.h"
 
 #define PIECE (LINK_ITEM - sizeof(struct link_reply))
@@ -366,13 +367,28 @@ static void call_run(struct call *c, const char *name, size_t name_len, const ch
 		json_free(j);
 }
 
+/* Always to a lower slot, so it ends somewhere. */
+static bool hand_down(const struct host *from, const struct item *it)
+{
+	struct item_link head = { .from = from->key, .from_epoch = from->epoch };
+	uint32_t i = 0;
+
+	while (i < wk->slot && atomic_load(&slot_at(i)->state) != SLOT_READY)
+		i++;
+	return i < wk->slot && peer_send(i, IT_LINK, &head, sizeof head, it, it->len);
+}
+
 void call_on_call(struct host *from, const struct item *item)
 {
 	const struct link_call *it = (const struct link_call *)item;
 	const char *name = (const char *)(it + 1);
+	const struct call_method *m;
 	struct call *c;
 
 	if (item->len < sizeof *it || it->name_len > item->len - sizeof *it || it->name_len > CALL_NAME)
+		return;
+	m = call_method_find(name, it->name_len);
+	if (m != NULL && m->lasts && hand_down(from, item))
 		return;
 	if (call_take(from, it->id, it->slot, it->gen, it->wait_ms, &c))
 		call_run(c, name, it->name_len, name + it->name_len,

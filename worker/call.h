@@ -1,7 +1,7 @@
 /*
  * call.h - calls between hosts: a named method, JSON in, JSON out, a deadline, an error.
  *
- * Scope   a request goes to one host, runs on its leading worker, and comes back in one or more pieces.
+ * Scope   a request goes to one host, runs on its leading worker (or its lowest), and comes back in one or more pieces.
  *         An absent host is an error at once; one that does not answer is one at the deadline; nothing hangs.
  * Methods are one table (method.c): name, what it is for, handler. A handler answers at once or later,
  *         through the struct call it was given; what it has not answered by the deadline is dropped.
@@ -47,7 +47,11 @@ const char *call_text(int code);
 /* A request that this worker answers. */
 struct call;
 typedef void call_method_fn(struct call *c, struct json *j, const struct json_val *args);
-struct call_method { const char *name, *help; call_method_fn *run; };
+struct call_method {
+	const char *name, *help;
+	call_method_fn *run;
+	bool lasts;			/* runs on the lowest worker: a smaller scale ends others first */
+};
 const struct call_method *call_method_find(const char *name, size_t len);	/* method.c */
 const struct call_method *call_method_at(unsigned i);
 /* A piece of the answer (a line without its newline); false: the caller is gone, stop. */

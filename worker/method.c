@@ -141,13 +141,13 @@ static void run_user_forget(struct call *c, struct json *j, const struct json_va
 }
 
 static const struct call_method methods[] = {
-	{ "ctl", "an admin request, as parleyctl sends it: the lines of its reply", method_ctl },
-	{ "host.status", "{}: workers, connections and sessions of this host", run_host_status },
-	{ "ping", "{}: this host's id and clock", run_ping },
-	{ "session.check", "{\"user\":N}: its session here is none, live or closing", run_session_check },
+	{ "ctl", "an admin request, as parleyctl sends it: the lines of its reply", method_ctl, true },
+	{ "host.status", "{}: workers, connections and sessions of this host", run_host_status, false },
+	{ "ping", "{}: this host's id and clock", run_ping, false },
+	{ "session.check", "{\"user\":N}: its session here is none, live or closing", run_session_check, false },
 	{ "session.end", "{\"user\":N,\"reason\":\"replaced\"|\"kicked\",\"number\":login number, or left out}",
-	    run_session_end },
-	{ "user.forget", "{\"user\":N}: the account was deleted", run_user_forget },
+	    run_session_end, false },
+	{ "user.forget", "{\"user\":N}: the account was deleted", run_user_forget, false },
 };
 
 const struct call_method *call_method_find(const char *name, size_t len)

@@ -19,6 +19,7 @@
 #include "worker/cluster.h"
 #include "worker/hosts.h"
 #include "worker/link.h"
+#include "worker/peer.h"
 #include "worker/state.h"
 #include "worker/timer.h"
 
@@ -51,6 +52,29 @@ bool hosts_alive(uint64_t key, uint64_t epoch)
 	return key == far_host.key && far_host.alive && far_host.epoch == epoch;
 }
 bool cluster_up(void) { return up; }
+
+/* ---- siblings ---- */
+
+static struct slot slots[4];
+static uint32_t handed_to = UINT32_MAX;
+static struct item_link handed;
+
+struct slot *slot_at(uint32_t i)
+{
+	assert_true(i < 4);
+	return &slots[i];
+}
+
+bool peer_send(uint32_t slot, enum item_type type, void *item, size_t len, const void *tail,
+    size_t tail_len)
+{
+	assert_int_equal(type, IT_LINK);
+	assert_int_equal(len, sizeof handed);
+	assert_int_equal(((const struct item *)tail)->len, tail_len);
+	memcpy(&handed, item, len);
+	handed_to = slot;
+	return taken;
+}
 
 struct sent { struct sent *next; enum link_type type; union { struct item head; uint64_t align; char data[LINK_ITEM]; } it; };
 
@@ -162,7 +186,8 @@ static void run_nest(struct call *c, struct json *j, const struct json_val *args
 }
 
 static const struct call_method methods[] = {
-	{ "echo", "", run_echo }, { "keep", "", run_keep }, { "big", "", run_big }, { "nest", "", run_nest },
+	{ "echo", "", run_echo, false }, { "keep", "", run_keep, false }, { "big", "", run_big, false },
+	{ "nest", "", run_nest, false }, { "lasts", "", run_keep, true },
 };
 
 const struct call_method *call_method_find(const char *name, size_t len)
@@ -419,6 +444,39 @@ static void test_host_gone(void **state)
 	assert_int_equal(got.times, 2);
 }
 
+/* What takes long is for the lowest worker there is, and for us when it is not taken. */
+static void test_what_lasts_goes_to_the_lowest(void **state)
+{
+	struct sent *s;
+
+	(void)state;
+	slots[3].state = SLOT_READY;
+	ask(&far_host, "lasts", "{}", 5000, 1);
+	s = sent_take();
+	call_on_call(&far_host, &s->it.head);
+	assert_int_equal(handed_to, UINT32_MAX);
+	assert_non_null(call_by_number(kept));
+	slots[0].state = SLOT_LEAVING;
+	slots[1].state = slots[2].state = SLOT_READY;
+	kept = 0;
+	call_on_call(&far_host, &s->it.head);
+	assert_int_equal(handed_to, 1);
+	assert_int_equal(handed.from, far_host.key);
+	assert_int_equal(handed.from_epoch, far_host.epoch);
+	assert_int_equal(kept, 0);
+	taken = false;
+	call_on_call(&far_host, &s->it.head);
+	assert_int_not_equal(kept, 0);
+	free(s);
+	taken = true;
+	handed_to = UINT32_MAX;
+	ask(&far_host, "keep", "{}", 5000, 1);
+	s = sent_take();
+	call_on_call(&far_host, &s->it.head);
+	assert_int_equal(handed_to, UINT32_MAX);
+	free(s);
+}
+
 /* Whoever asks is of a former life: its answer is dropped here, and a reply of one is not honoured. */
 static void test_former_lives(void **state)
 {
@@ -585,6 +643,7 @@ int main(void)
 		T(test_late_answer_and_reused_place),
 		T(test_absent_and_unreachable),
 		T(test_host_gone),
+		T(test_what_lasts_goes_to_the_lowest),
 		T(test_former_lives),
 		T(test_an_answer_without_end),
 		T(test_too_many),
