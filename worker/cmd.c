@@ -8,6 +8,7 @@
 
 #include "worker/base/frame.h"
 #include "worker/base/log.h"
+#include "worker/base/shape.h"
 #include "worker/conn.h"
 #include "worker/login.h"
 #include "worker/session.h"
@@ -364,27 +365,65 @@ static void dispatch(struct conn *c, struct req *rq, bool echo_good)
 		cmd->run(c, rq);
 }
 
-void cmd_index(struct req *rq)
+static struct json_pair others[FRAME_MAX_VALUES];
+
+/* What a member's name means to the server decides where it goes. */
+static void sort_member(struct req *rq, const struct json_pair *p, enum msg_key k)
 {
-	static struct json_pair pairs[FRAME_MAX_VALUES];
+	if (k == MSG_K_OTHER)
+		others[rq->nothers++] = *p;
+	else if (p->val.type != JSON_NULL)
+		rq->known[k] = p->val;
+}
+
+static void sort_begin(struct req *rq)
+{
+	rq->others = others;
+	rq->nothers = 0;
+	for (int k = 0; k < MSG_NKEYS; k++)
+		rq->known[k].type = JSON_NONE;
+}
+
+/* The members of the frame that was parsed, their meanings in TAGS. Their number. */
+static size_t sort_parsed(struct req *rq, struct json_pair *pairs, uint8_t *tags)
+{
 	size_t all = json_members(rq->json, pairs, FRAME_MAX_VALUES);
 
-	rq->others = pairs;
-	rq->nothers = 0;
-	memset(rq->known, 0, sizeof rq->known);
+	sort_begin(rq);
 	for (size_t i = 0; i < all; i++) {
-		enum msg_key k = msg_key_of(&pairs[i].key);
-
-		if (k == MSG_K_OTHER)
-			pairs[rq->nothers++] = pairs[i];
-		else if (pairs[i].val.type != JSON_NULL)
-			rq->known[k] = pairs[i].val;
+		tags[i] = msg_key_of(&pairs[i].key);
+		sort_member(rq, &pairs[i], (enum msg_key)tags[i]);
 	}
+	return all;
 }
+
+static struct json_pair members[FRAME_MAX_VALUES];
+static uint8_t tags[FRAME_MAX_VALUES];
+
+void cmd_index(struct req *rq)
+{
+	(void)sort_parsed(rq, members, tags);
+}
+
+/* Those that come all the time: none of them looks at a member by another name than msg_key knows. */
+static bool is_frequent(enum proto_msg m)
+{
+	return m == MSG_CHAT || m == MSG_GROUP_CHAT || m == MSG_RECEIVED || m == MSG_PING;
+}
+
+static void remember_shape(const struct req *rq, size_t n)
+{
+	int at = 0;
+
+	while (tags[at] != MSG_K_MSGID)
+		at++;
+	shape_learn(wk->shapes, rq->root.raw, rq->root.len, members, tags, n, at, rq->wire);
+}
+
+static struct req rq;			/* one at a time; large enough not to be cleared each time */
 
 void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_seen *seen)
 {
-	static struct req rq;		/* one at a time; large enough not to be cleared each time */
 	struct json_val v;
 	int64_t n;
 
@@ -395,7 +434,7 @@ void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_
 	}
 	rq.json = wk->json;
 	rq.root = json_root(wk->json);
-	cmd_index(&rq);
+	size_t all = sort_parsed(&rq, members, tags);
 	bool echo_good = echo_ok(&rq);
 	if (!cmd_get(&rq, MSG_K_MSGID, &v)) {
 		cmd_refuse(c, MSG_NONE, 0, rq.echo, E_MALFORMED, "msgid is missing", 0);
@@ -411,5 +450,25 @@ void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_
 		cmd_refuse(c, MSG_NONE, rq.wire, rq.echo, E_MALFORMED, "unknown msgid", 0);
 		return;
 	}
+	if (seen->simple && is_frequent(rq.msg))
+		remember_shape(&rq, all);
 	dispatch(c, &rq, echo_good);
+}
+
+void cmd_shaped(struct conn *c, const struct shape_found *f)
+{
+	static const struct frame_seen nothing;
+
+	rq.wire = f->cookie;
+	rq.msg = proto_from_wire((enum proto_dialect)c->r->dialect, rq.wire);
+	if (!is_frequent(rq.msg)) {	/* the shape is one of the other dialect */
+		cmd_frame(c, f->text, f->len, &nothing);
+		return;
+	}
+	rq.json = wk->json;
+	rq.root = (struct json_val){ f->text, (uint32_t)f->len, -1, JSON_OBJECT };
+	sort_begin(&rq);
+	for (unsigned i = 0; i < f->n; i++)
+		sort_member(&rq, &f->pair[i], (enum msg_key)f->tag[i]);
+	dispatch(c, &rq, echo_ok(&rq));
 }

@@ -12,6 +12,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "worker/base/shape.h"
 #include "worker/msg.h"
 #include "worker/route.h"
 #include "worker/state.h"
@@ -39,6 +40,8 @@ static inline bool cmd_get(const struct req *rq, enum msg_key key, struct json_v
 /* Fills in known and others from json and root. */
 void cmd_index(struct req *rq);
 void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_seen *seen);
+/* The same for one that looks like an earlier one of those that come all the time. */
+void cmd_shaped(struct conn *c, const struct shape_found *f);
 void cmd_bad_frame(struct conn *c, const char *why);
 void cmd_ping(struct conn *c);		/* a PING of ours */
 

@@ -593,6 +593,7 @@ static bool read_header(struct conn *c)
 
 void conn_parse(struct conn *c)
 {
+	static struct shape_found found;
 	struct rec *r = c->r;
 	struct frame_seen seen;
 	int frames = 0;
@@ -610,8 +611,11 @@ void conn_parse(struct conn *c)
 			conn_unblock(c);
 			return;
 		}
-		enum frame_rc rc = frame_find(&c->scan, (char *)ch->data,
-		    (size_t)(r->rend - ch->base), wk->conf.max_frame, &start, &end, &seen);
+		size_t len = (size_t)(r->rend - ch->base);
+		bool shaped = shape_next(wk->shapes, &c->scan, (char *)ch->data, len,
+		    wk->conf.max_frame, &found);
+		enum frame_rc rc = shaped ? FRAME_ONE : frame_find(&c->scan, (char *)ch->data, len,
+		    wk->conf.max_frame, &start, &end, &seen);
 		if (rc == FRAME_MORE) {
 			if (frame_idle(&c->scan)) {
 				r->rpos = r->rend;
@@ -628,12 +632,15 @@ void conn_parse(struct conn *c)
 		}
 		if (r->term == 0) {
 			if (c->term_at == 0)
-				c->term_at = ch->base + end;
+				c->term_at = ch->base + c->scan.pos;
 			learn_term(c, ch);
 		}
 		COUNT(frames_in);
-		r->rpos = ch->base + end;
-		cmd_frame(c, (char *)ch->data + start, end - start, &seen);
+		r->rpos = ch->base + c->scan.pos;
+		if (shaped)
+			cmd_shaped(c, &found);
+		else
+			cmd_frame(c, (char *)ch->data + start, end - start, &seen);
 	}
 	if (c->eof && c->state == CONN_OPEN && !c->blocked && !c->paused && !c->throttled &&
 	    !c->leaving)

@@ -31,6 +31,7 @@
 struct login;
 struct greet;
 struct refused;
+struct shapes;
 
 enum conn_state {
 	CONN_OPEN,		/* serving */
@@ -102,6 +103,7 @@ struct worker {
 	struct store *store;
 	struct auth *auth;
 	struct json *json;		/* parser of the loop */
+	struct shapes *shapes;		/* what frequent frames look like */
 	struct json *json2;		/* a second one, for texts met while the first is in use */
 	char *scratch;			/* SCRATCH bytes for one frame at a time */
 	char *text;			/* SCRATCH bytes for what goes to the store: may be needed while a frame is being written */

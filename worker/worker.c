@@ -21,6 +21,7 @@
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/base/shape.h"
 #include "worker/cluster.h"
 #include "worker/conn.h"
 #include "worker/ipc.h"
@@ -640,11 +641,12 @@ static int set_up(const struct worker_boot *boot)
 #endif
 	ports = calloc(shm->head->max_workers, sizeof *ports);
 	wk->json = json_new(0);
+	wk->shapes = shapes_new();
 	wk->json2 = json_new(JSON_UNTRUSTED);
 	wk->scratch = malloc(SCRATCH);
 	wk->text = malloc(SCRATCH);
 	wk->region = region_open(wk->slot, wk->gen == 1);
-	if (ports == NULL || wk->json == NULL || wk->json2 == NULL || wk->scratch == NULL || wk->text == NULL ||
+	if (ports == NULL || wk->json == NULL || wk->shapes == NULL || wk->json2 == NULL || wk->scratch == NULL || wk->text == NULL ||
 	    wk->region == NULL || loop_init(&hooks) != 0 || conn_init() != 0 || peer_init() != 0 || cluster_init() != 0 ||
 	    route_init() != 0 || open_store() != 0 || open_auth() != 0)
 		return -1;

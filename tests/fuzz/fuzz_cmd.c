@@ -1333,7 +1333,7 @@ static void set_up(void)
 		ends[i] = inbox[i][1];
 	}
 	self = (struct worker){ .boot = &boot, .slot = 0, .gen = 1, .s = slot_at(0),
-	    .json = json_new(0), .json2 = json_new(JSON_UNTRUSTED), .scratch = malloc(SCRATCH),
+	    .json = json_new(0), .shapes = shapes_new(), .json2 = json_new(JSON_UNTRUSTED), .scratch = malloc(SCRATCH),
 	    .text = malloc(SCRATCH), .region = region_open(0, 1), .keys_ready = true };
 	boot = (struct worker_boot){ .slot = 0, .gen = 1, .conf = &self.conf, .peer_inbox = ends,
 	    .peer_control = ends };

@@ -16,6 +16,7 @@
 
 #include "worker/base/frame.h"
 #include "worker/base/json.h"
+#include "worker/base/shape.h"
 
 #define MAX_FRAME 6000	/* small, so that it is met */
 #define MAX_EVENTS 40000	/* {} is the shortest frame */
@@ -469,6 +470,11 @@ static void copy_twice(struct json *j, size_t len)
 	free(two);
 }
 
+static bool same_text(const struct json_val *a, const struct json_val *b)
+{
+	return a->type == b->type && a->len == b->len && memcmp(a->raw, b->raw, a->len) == 0;
+}
+
 /* What the scanner has seen of a frame changes nothing but the time that parsing takes. */
 static void parse_seen(const struct json *plain, const char *text, size_t len, int rc)
 {
@@ -495,6 +501,41 @@ static void parse_seen(const struct json *plain, const char *text, size_t len, i
 		must(json_count(j, &got[i].val) == json_count(plain, &want[i].val));
 }
 
+/* A frame that fits the shape of an earlier one says what the parser says of it. */
+static void parse_shaped(const struct json *plain, const char *text, size_t len, int rc)
+{
+	static struct json_pair want[FRAME_MAX_VALUES];
+	static uint8_t tags[FRAME_MAX_VALUES];
+	static struct shapes *shapes;
+	struct frame_seen seen;
+	struct shape_found got;
+	struct frame f;
+	size_t n = rc == JSON_OK ? json_members(plain, want, FRAME_MAX_VALUES) : 0, start, end;
+	char *copy = malloc(len + 1);		/* ends where the frame does */
+
+	if (shapes == NULL)
+		must((shapes = shapes_new()) != NULL);
+	must(copy != NULL);
+	memcpy(copy + 1, text, len);
+	frame_init(&f);
+	if (shape_next(shapes, &f, copy + 1, len, len, &got)) {
+		must(rc == JSON_OK && got.len == len && got.n == n && f.pos == len);
+		for (size_t i = 0; i < n; i++)
+			must(same_text(&got.pair[i].key, &want[i].key) && got.tag[i] == i % 7 &&
+			    same_text(&got.pair[i].val, &want[i].val));
+		must(!shape_next(shapes, &f, copy + 1, len, len, &got));
+	}
+	frame_init(&f);
+	must(!shape_next(shapes, &f, copy + 1, len - 1, len, &got));
+	frame_init(&f);
+	must(frame_find(&f, text, len, len, &start, &end, &seen) == FRAME_ONE);
+	for (size_t i = 0; i < n; i++)
+		tags[i] = (uint8_t)(i % 7);
+	if (rc == JSON_OK && seen.simple)
+		shape_learn(shapes, text, len, want, tags, n, (int)(len % 5) - 1, 0);
+	free(copy);
+}
+
 static void check_frames(const struct trace *tr, const char *data)
 {
 	static struct json *trusting, *strict;
@@ -512,6 +553,7 @@ static void check_frames(const struct trace *tr, const char *data)
 		rc = json_parse(trusting, text, len);
 		must(rc == JSON_OK || rc == JSON_EREPEAT || rc == JSON_ERANGE);
 		parse_seen(trusting, text, len, rc);
+		parse_shaped(trusting, text, len, rc);
 		must(json_parse(strict, text, len) == rc);
 		must(json_parse(strict, text, len - 1) == JSON_ESYNTAX);
 		if (rc == JSON_OK)

@@ -15,9 +15,7 @@
 
 #include <string.h>
 
-#ifdef __SSE2__
-#include <emmintrin.h>
-#endif
+#include "worker/base/scan.h"
 
 enum {
 	ST_IDLE,		/* between frames; zero, so that zero bytes are a fresh scanner */
@@ -334,46 +332,6 @@ static inline enum why step(struct frame *f, unsigned char c, unsigned max_value
 	}
 }
 
-#define ALWAYS_INLINE inline __attribute__((always_inline))
-
-#define ONES  0x0101010101010101u
-#define HIGHS 0x8080808080808080u
-
-/* Is B no plain byte of a string: a quote, a backslash, a control character or part of UTF-8? */
-static inline bool is_odd(unsigned char b)
-{
-	return b < 0x20 || b >= 0x80 || b == '"' || b == '\\';
-}
-
-/* The first odd byte from P on, END where there is none. */
-static ALWAYS_INLINE const char *skip_plain(const char *p, const char *end)
-{
-#ifdef __SSE2__
-	/* As signed bytes, what is less than a space is a control character or part of UTF-8. */
-	for (; end - p >= 16; p += 16) {
-		__m128i x = _mm_loadu_si128((const __m128i *)(const void *)p);
-		__m128i odd = _mm_or_si128(_mm_cmplt_epi8(x, _mm_set1_epi8(' ')),
-		    _mm_or_si128(_mm_cmpeq_epi8(x, _mm_set1_epi8('"')),
-		    _mm_cmpeq_epi8(x, _mm_set1_epi8('\\'))));
-		int at = _mm_movemask_epi8(odd);
-
-		if (at != 0)
-			return p + __builtin_ctz((unsigned)at);
-	}
-#endif
-	/* A borrow in the arithmetic can only stop the skipping early. */
-	for (uint64_t x, quote, slash; end - p >= 8; p += 8) {
-		memcpy(&x, p, 8);
-		quote = x ^ ONES * '"';
-		slash = x ^ ONES * '\\';
-		if (((x | (x - ONES * 0x20) | (quote - ONES) | (slash - ONES)) & HIGHS) != 0)
-			break;
-	}
-	while (p < end && !is_odd((unsigned char)*p))
-		p++;
-	return p;
-}
-
 /* ---- a frame in one go ---- */
 
 static inline const char *skip_space(const char *p, const char *end)
@@ -383,8 +341,7 @@ static inline const char *skip_space(const char *p, const char *end)
 	return p;
 }
 
-/* Behind the character of UTF-8, or the escape, at P; NULL: wrong, or cut off. */
-static const char *skip_odd(const char *p, const char *end)
+const char *frame_skip_odd(const char *p, const char *end)
 {
 	struct frame s = { .state = ST_STRING };
 
@@ -393,22 +350,6 @@ static const char *skip_odd(const char *p, const char *end)
 			return NULL;
 	} while (s.state != ST_STRING);
 	return p;
-}
-
-/* Behind the closing quote of the string whose first byte is at P. */
-static ALWAYS_INLINE const char *skip_string(const char *p, const char *end, bool *odd_r)
-{
-	for (p = skip_plain(p, end); p != end; p = skip_plain(p, end)) {
-		if (*p == '"')
-			return p + 1;
-		*odd_r = true;
-		do
-			p = skip_odd(p, end);
-		while (p != NULL && p != end && (unsigned char)*p >= 0x80);
-		if (p == NULL)
-			return NULL;
-	}
-	return NULL;
 }
 
 /* Behind a run of digits; NULL where there is none. */
@@ -458,7 +399,7 @@ static ALWAYS_INLINE const char *skip_name(const char *p, const char *end, bool 
 {
 	if (p == end || *p != '"')
 		return NULL;
-	p = skip_string(p + 1, end, odd_r);
+	p = scan_string(p + 1, end, odd_r);
 	if (p == NULL)
 		return NULL;
 	p = skip_space(p, end);
@@ -474,7 +415,7 @@ static ALWAYS_INLINE const char *skip_simple(const char *p, const char *end, con
 	if (*p != '"')
 		return *p == '-' || is_digit((unsigned char)*p) ? skip_number(p, end, odd_r) :
 		    skip_literal(p, end);
-	p = skip_string(p + 1, end, &any);
+	p = scan_string(p + 1, end, &any);
 	if (p != NULL && p - from >= FRAME_LONG && seen->nlongs < FRAME_LONGS) {
 		seen->longs[seen->nlongs].at = (uint32_t)(from - frame);
 		seen->longs[seen->nlongs++].end = (uint32_t)(p - frame);
@@ -527,13 +468,22 @@ static const char *whole(const char *p, const char *end, unsigned max_values, ui
 
 /* ---- byte by byte ---- */
 
-/* Skips what may stand between frames and begins one. */
-static enum why find_start(struct frame *f, const char *buf, size_t len)
+size_t frame_gap(const struct frame *f, const char *buf, size_t len)
 {
 	size_t at = f->pos;
 
+	if (f->depth > 0 || f->bad != WHY_GOOD)
+		return len;
 	while (at < len && (is_space((unsigned char)buf[at]) || buf[at] == '\0'))
 		at++;
+	return at;
+}
+
+/* Skips what may stand between frames and begins one. */
+static enum why find_start(struct frame *f, const char *buf, size_t len)
+{
+	size_t at = frame_gap(f, buf, len);
+
 	f->pos = (uint32_t)at;
 	if (at == len)
 		return WHY_GOOD;
@@ -578,7 +528,7 @@ static enum frame_rc find(struct frame *f, const char *buf, size_t len, size_t m
 	}
 	for (at = s.pos; at < end; at++) {
 		if (s.state == ST_STRING) {
-			at = (size_t)(skip_plain(buf + at, buf + end) - buf);
+			at = (size_t)(scan_plain(buf + at, buf + end) - buf);
 			if (at == end)
 				break;
 		}

@@ -76,6 +76,10 @@ enum frame_rc frame_find(struct frame *f, const char *buf, size_t len, size_t ma
 enum frame_rc frame_next_values(struct frame *f, const char *buf, size_t len, size_t max,
     unsigned max_values, size_t *start_r, size_t *end_r);
 
+/* Where, between frames, the next one begins: at the first byte that is no white space. LEN: not
+ * here, or one has begun, or the stream is bad. */
+size_t frame_gap(const struct frame *f, const char *buf, size_t len);
+
 /* True when nothing of a frame has begun: bytes before f->pos may be dropped. */
 int frame_idle(const struct frame *f);
 
