@@ -67,14 +67,16 @@ struct shard {			/* a view of one, for the length of a call */
 
 int sess_plan(uint32_t max_sessions, uint32_t *words_r, uint32_t *shards_r)
 {
-	uint32_t words = BLOCK;
+	uint32_t words = BLOCK, shards;
 
 	if (max_sessions > UINT32_MAX / 4)
 		return -1;
 	while (words < 2 * max_sessions)
 		words *= 2;
+	/* One word of a shard stays empty, so a shard of one block could not hold the users of one. */
+	shards = words / BLOCK / 2;
 	*words_r = words;
-	*shards_r = words / BLOCK < MAX_SHARDS ? words / BLOCK : MAX_SHARDS;
+	*shards_r = shards < 1 ? 1 : shards < MAX_SHARDS ? shards : MAX_SHARDS;
 	return 0;
 }
 

@@ -354,7 +354,7 @@ static void test_sess_conflict(void **state)
 /* A word that a death left behind leads nobody to the record's next user. */
 static void test_stale_word(void **state)
 {
-	struct segment_shape shape = { 4, 1000, 1 << 20 };	/* four shards */
+	struct segment_shape shape = { 4, 1000, 1 << 20 };	/* two shards */
 	struct sess_ref ref;
 	uint32_t rec;
 

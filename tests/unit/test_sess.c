@@ -150,36 +150,53 @@ static void test_extreme_users(void **state)
 /* Users who all want one place: the search goes round the shard, and every one is found. */
 static void test_collisions(void **state)
 {
-	uint32_t shards, words, rec[600];
+	uint32_t shards, words, rec[1100];
 	struct sess_ref ref, old;
 
 	(void)state;
-	open_segment(600);		/* 4 shards of 512 words */
+	open_segment(1100);		/* 4 shards of 1,024 words */
 	shards = seg.head->hash_shards;
 	words = seg.head->hash_slots / shards;
-	assert_int_equal(words, 512);
-	for (uint32_t i = 0; i < 511; i++)
+	assert_int_equal(words, 1024);
+	for (uint32_t i = 0; i < 1023; i++)
 		rec[i] = bind_new(500 + i * shards * words, 1);
 	/* One place stays empty, or searches would have no end. */
-	rec[511] = rec_claim(1, 1);
-	assert_int_equal(sess_bind(500 + 511 * shards * words, rec[511], LIVE_YES, &old), SESS_EFULL);
-	assert_int_equal(rec_at(rec[511])->bound, 0);
+	rec[1023] = rec_claim(1, 1);
+	assert_int_equal(sess_bind(500 + 1023 * shards * words, rec[1023], LIVE_YES, &old), SESS_EFULL);
+	assert_int_equal(rec_at(rec[1023])->bound, 0);
 	assert_sound();
-	for (uint32_t i = 0; i < 511; i++) {
+	for (uint32_t i = 0; i < 1023; i++) {
 		assert_int_equal(sess_find(500 + i * shards * words, &ref), SESS_OK);
 		assert_int_equal(ref.rec, rec[i]);
 	}
 	/* Those of another shard have room. */
-	assert_int_equal(sess_bind(1000, rec[511], LIVE_YES, &old), SESS_OK);
-	for (uint32_t i = 0; i < 511; i += 2)
+	assert_int_equal(sess_bind(1000, rec[1023], LIVE_YES, &old), SESS_OK);
+	for (uint32_t i = 0; i < 1023; i += 2)
 		unbind_free(500 + i * shards * words, rec[i], 1);
 	assert_sound();
-	for (uint32_t i = 1; i < 511; i += 2)
+	for (uint32_t i = 1; i < 1023; i += 2)
 		assert_true(sess_online(500 + i * shards * words));
-	for (uint32_t i = 0; i < 511; i += 2)
+	for (uint32_t i = 0; i < 1023; i += 2)
 		rec[i] = bind_new(500 + i * shards * words, 1);
 	assert_sound();
-	assert_count(512);
+	assert_count(1024);
+}
+
+/* Accounts are numbered one after the other, so those who are online are neighbours: all have room. */
+static void test_neighbours(void **state)
+{
+	static const uint32_t sizes[] = { 16, 255, 256, 257, 511, 512, 513, 1024, 20000 };
+
+	(void)state;
+	for (size_t k = 0; k < sizeof(sizes) / sizeof(*sizes); k++) {
+		open_segment(sizes[k]);
+		for (uint32_t i = 0; i < sizes[k]; i++)
+			bind_new(1 + i, 1);
+		assert_count(sizes[k]);
+		assert_sound();
+		segment_close(&seg);
+	}
+	open_segment(16);		/* for the teardown */
 }
 
 /* Random binds and unbinds against an array that says who is bound; big and small tables. */
@@ -615,6 +632,7 @@ int main(void)
 		cmocka_unit_test_teardown(test_bind_find_unbind, teardown),
 		cmocka_unit_test_teardown(test_extreme_users, teardown),
 		cmocka_unit_test_teardown(test_collisions, teardown),
+		cmocka_unit_test_teardown(test_neighbours, teardown),
 		cmocka_unit_test_teardown(test_random_use, teardown),
 		cmocka_unit_test_teardown(test_tombstones_vanish, teardown),
 		cmocka_unit_test_teardown(test_check_sees, teardown),
