@@ -152,7 +152,7 @@ static void look(struct conn *c, void *arg)
 
 void cluster_look_first(struct conn *c)
 {
-	if (c->looked == looks && !claim_restoring() &&
+	if (c->looked == looks && bus_up() && !claim_restoring() &&
 	    atomic_load_explicit(&shm->head->lapses, memory_order_relaxed) == lapses_seen)
 		return;
 	c->looked = looks;

@@ -348,9 +348,13 @@ void route_host_gone(struct host *h, uint64_t epoch)
 {
 	struct which w = { .h = h, .epoch = epoch };
 
-	if (h != NULL)
+	if (h != NULL) {
 		lane_each(gone_one, &w);
-	else if (due.len > 0)		/* Redis is: they wait a little for its return */
+		return;
+	}
+	if (known != NULL)
+		memset(known, 0, KNOWN * sizeof *known);
+	if (due.len > 0)		/* Redis is: they wait a little for its return */
 		timer_set(&due_timer, clock_ms() + CUT_MS, on_due);
 }
 
