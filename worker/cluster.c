@@ -37,7 +37,7 @@
 #define LEAVE_MS    1000u		/* for the last answers of Redis */
 
 static struct timer tick, look_timer, drain_timer;
-static bool leading, missed_again, look_again, look_late, some_wait;
+static bool leading, begun, missed_again, look_again, look_late, some_wait;
 static uint64_t beat_ms, missed_ms;
 static uint32_t lapses_seen, registry_seen, look_at, looks;
 static uint32_t drain_at;
@@ -101,8 +101,8 @@ static void on_message(const char *data, size_t len)
 static void step_up(void)
 {
 	leading = true;
+	begun = false;
 	log_info("reading the host's channel");
-	link_begin_reading();
 	bus_subscribe(hosts_name("to", wk->boot->host_id), on_message);
 }
 
@@ -231,8 +231,12 @@ static void on_bus_down(void)
 	route_host_gone(NULL, 0);
 }
 
+/* Before the first message. A subscription that was lost and is back goes on with the streams it knows. */
 static void on_subscribed(void)
 {
+	if (!begun)
+		link_begin_reading();
+	begun = true;
 	cluster_missed();
 	hosts_beat();
 }

@@ -129,6 +129,7 @@ static void renew(struct link *l)
 	drop_all(l);
 	l->epoch = l->host->epoch;
 	l->number = 0;
+	l->sent = false;
 	forget_streams(l);
 }
 
