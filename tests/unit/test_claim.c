@@ -65,6 +65,7 @@ const char *hosts_name(const char *kind, const char *rest)
 	return kind;
 }
 
+void cluster_look_again(void) { }
 bool cluster_on(void) { return on; }
 bool bus_up(void) { return up; }
 
