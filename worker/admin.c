@@ -50,6 +50,8 @@ struct admin *admin_find(uint64_t n)
 
 void admin_raw(struct admin *a, const char *text, size_t len)
 {
+	if (len == 0)
+		return;
 	if (a->out_len + len > a->out_cap) {
 		size_t cap = (a->out_len + len) * 2;
 		char *p = realloc(a->out, cap);
