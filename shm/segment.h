@@ -56,6 +56,7 @@ struct segment_head {
 	_Atomic uint32_t announced;	/* enum segment_announced */
 	_Atomic uint32_t lapses;	/* times that our entry had vanished from the registry */
 	_Atomic uint32_t registry;	/* raised by a worker that heard of a change: read it anew */
+	_Atomic uint32_t owe_all;	/* reasons why other hosts have to look into the store; 0: they were told */
 	_Atomic uint32_t hosts_alive;	/* as last read; ourselves included */
 };
 

@@ -91,6 +91,7 @@ struct slot {
 	_Atomic uint64_t spawned_ms;
 	_Atomic uint32_t bus_up;	/* 1: connected to Redis */
 	_Atomic uint32_t bus_left;	/* gen that will say nothing more to other hosts */
+	_Atomic uint32_t owes;		/* 1: other hosts do not know yet of something it stored; survives deaths */
 	char bus_error[96];		/* why it is not, as text; may be read half written */
 	int32_t exit_status;		/* of the last death, master only */
 #define X(name, help) _Atomic uint64_t name;

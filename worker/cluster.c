@@ -246,10 +246,11 @@ static void on_unsubscribed(void)
 	log_debug("the host's channel is not read");
 }
 
+/* What it stored while nobody heard of it, or in the life that it had before. */
 static void on_host_came(struct host *h)
 {
 	(void)h;
-	presence_hosts_changed();
+	cluster_look_again();
 }
 
 static void on_host_gone(struct host *h, uint64_t epoch)
@@ -257,7 +258,7 @@ static void on_host_gone(struct host *h, uint64_t epoch)
 	link_host_gone(h);
 	route_host_gone(h, epoch);
 	call_host_gone(h, epoch);
-	presence_hosts_changed();
+	cluster_look_again();		/* what it stored, and told nobody any more */
 }
 
 static void on_reborn(void)
@@ -358,6 +359,15 @@ static void look_at_counters(void)
 	}
 }
 
+/* What a worker left behind that died, or that was sent away while Redis was. */
+static void look_at_debts(void)
+{
+	for (uint32_t i = 0; i < shm->head->max_workers; i++)
+		if (!slot_alive(i, atomic_load(&slot_at(i)->gen)))
+			notice_take_over(slot_at(i));
+	notice_pay();
+}
+
 static void note_error(void)
 {
 	char *out = wk->s->bus_error;
@@ -376,6 +386,8 @@ static void on_tick(struct timer *t)
 	timer_set(t, clock_ms() + (wk->conf.heartbeat_ms < TICK_MS ? wk->conf.heartbeat_ms : TICK_MS), on_tick);
 	look_at_lead();
 	look_at_counters();
+	if (leading)
+		look_at_debts();
 	note_error();
 	if (missed_again && clock_ms() - missed_ms >= MISSED_MS)
 		tell_missed();
@@ -405,6 +417,7 @@ int cluster_init(void)
 		return 0;
 	lapses_seen = atomic_load(&shm->head->lapses);
 	registry_seen = atomic_load(&shm->head->registry);
+	notice_take_over(wk->s);
 	if (hosts_init(&hosts) != 0 || call_init() != 0)
 		return -1;
 	return bus_init(&bus);

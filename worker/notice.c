@@ -39,7 +39,6 @@ struct told {
 
 static struct told *users[BUCKETS];
 static uint32_t nusers, nkept, last_token;
-static bool owe_all;			/* too many to keep: everybody has to look */
 static struct timer owed;
 
 static struct told **place(uint32_t user)
@@ -49,6 +48,12 @@ static struct told **place(uint32_t user)
 	while (*p != NULL && (*p)->user != user)
 		p = &(*p)->next;
 	return p;
+}
+
+/* For whoever comes after this worker. */
+static void note_owed(void)
+{
+	atomic_store(&wk->s->owes, nusers > 0);
 }
 
 static void wait_for(struct waiter **list, notice_fn *done, uint64_t tag, uint64_t tag2)
@@ -85,6 +90,7 @@ static void drop(struct told *t)
 	timer_stop(&t->answer);
 	*p = t->next;
 	nusers--;
+	note_owed();
 	free(t);
 }
 
@@ -212,6 +218,7 @@ void notice_send(uint32_t user, notice_fn *done, uint64_t tag, uint64_t tag2)
 	*t = (struct told){ .next = *p, .user = user };
 	*p = t;
 	nusers++;
+	note_owed();
 	wait_for(&t->now, done, tag, tag2);
 	if (cluster_up())
 		begin(t);
@@ -221,7 +228,7 @@ void notice_send(uint32_t user, notice_fn *done, uint64_t tag, uint64_t tag2)
 
 bool notice_pending(uint32_t user)
 {
-	return cluster_on() && (owe_all || *place(user) != NULL);
+	return cluster_on() && (atomic_load(&shm->head->owe_all) != 0 || *place(user) != NULL);
 }
 
 bool notice_idle(void)
@@ -257,27 +264,43 @@ static bool is_telling(const struct told *t)
 	return t->step == TELLING;
 }
 
-static void pay_all(struct timer *t)
+static void on_owed(struct timer *t)
+{
+	(void)t;
+	notice_pay();
+}
+
+void notice_pay(void)
 {
 	struct link_notice n = { .slot = wk->slot, .gen = wk->gen, .user = 0 };
+	uint32_t reasons = atomic_load(&shm->head->owe_all);
 
-	if (!owe_all || !cluster_up())
+	if (reasons == 0 || !cluster_up())
 		return;
-	owe_all = !link_send_all(LK_NOTICE, &n, sizeof n, NULL, 0);
-	if (owe_all)
-		timer_set(t, clock_ms() + ANSWER_MS / 2, pay_all);
+	if (link_send_all(LK_NOTICE, &n, sizeof n, NULL, 0))
+		(void)atomic_compare_exchange_strong(&shm->head->owe_all, &reasons, 0);
+	if (atomic_load(&shm->head->owe_all) != 0)
+		timer_set(&owed, clock_ms() + ANSWER_MS / 2, on_owed);
 }
 
 void notice_owe_all(void)
 {
-	owe_all = true;
+	atomic_fetch_add(&shm->head->owe_all, 1);
 	if (!timer_is_set(&owed))
-		timer_set(&owed, clock_ms() + ANSWER_MS / 2, pay_all);
+		timer_set(&owed, clock_ms() + ANSWER_MS / 2, on_owed);
+}
+
+void notice_take_over(struct slot *s)
+{
+	if (atomic_load(&s->owes) == 0)
+		return;
+	notice_owe_all();		/* first: this worker may die, too */
+	atomic_store(&s->owes, 0);
 }
 
 void notice_bus_up(void)
 {
-	pay_all(&owed);
+	notice_pay();
 	each(is_kept, begin_kept);
 }
 

@@ -101,6 +101,37 @@ def test_what_cannot_cross_is_stored_and_arrives_after(make_cluster, kind):
     wait_until(lambda: alice.chat_acked(bob, "after", deadline=15)["state"] == "delivered", 20)
 
 
+@pytest.mark.parametrize("who", ["worker", "leaver", "host", "host that stays away"])
+def test_what_could_not_cross_outlives_whoever_stored_it(make_cluster, who):
+    """Stored, acknowledged, and its owner not told: whoever is to tell them dies before that."""
+    cluster = make_cluster(hosts=2)
+    accounts = cluster.accounts(2)
+    alice, bob = cluster[0].login(accounts[0], slot=1), cluster[1].login(accounts[1])
+    cluster[0].link.cut()
+    cluster[1].wait_hosts("h2")
+    assert alice.chat_acked(bob, "kept", deadline=20)["state"] == "stored"
+    alice.may_be_cut_off = True
+    if who == "worker":
+        cluster[0].wait_worker(1, cluster[0].kill_worker(1))
+    elif who == "leaver":
+        cluster[0].ctl_ok("scale", 1)
+    else:
+        cluster[0].kill_host()
+    cluster[0].link.pass_()
+    if who == "host that stays away":
+        again = cluster[1].relogin(logged_out(bob))         # at the latest then
+        assert distinct(bob.chats() + again.chats()) == ["kept"]
+        return
+    if who == "host":
+        cluster[0].restart()
+    bob.wait_texts(["kept"], 15)
+
+
+def logged_out(client):
+    client.ok(LOGOUT)
+    return client.account
+
+
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_traffic_through_trouble(make_cluster, kind):
     """Talkers on both hosts, to both hosts, and in a group; nothing acknowledged is lost, nothing is
