@@ -582,6 +582,22 @@ static void drain_done(struct conn *c)
 	group_catch_up(c);
 }
 
+/*
+ * The row of a message that the session was handed live: its sender's host gave up waiting and stored it as
+ * well. It is safe now, and goes when its receiver confirms.
+ */
+static void has_row(struct conn *c, const unsigned char mid[16])
+{
+	for (uint32_t ref = c->r->held_head; ref != CHUNK_NONE; ref = held_chunk(ref)->next) {
+		struct msg *m = msg_at(ref);
+
+		if (m->kind == MK_DIRECT && msg_state(m) == M_HELD && memcmp(m->mid, mid, 16) == 0) {
+			msg_set_state(m, M_STORED);
+			route_tell(m, V_STORED);
+		}
+	}
+}
+
 static void drained(struct store_job *j, void *arg)
 {
 	struct conn *c = tagged(j);
@@ -603,6 +619,7 @@ static void drained(struct store_job *j, void *arg)
 		struct store_msg *s = &j->msgs[i];
 
 		if (session_has(c, s->row, s->mid)) {
+			has_row(c, s->mid);
 			c->drained = s->row > c->drained ? s->row : c->drained;
 			continue;
 		}
