@@ -59,6 +59,8 @@ static const char usage[] =
     "  ring [ADDRESS... | -] nginx's consistent hash of them: shares and points, or whose a\n"
     "                        client is (-: addresses from stdin); --add HOST:PORT[=WEIGHT],\n"
     "                        --del HOST:PORT, --down HOST:PORT: what would move\n"
+    "  methods               what hosts of a cluster can ask each other\n"
+    "  call HOST METHOD [JSON]  ask that, with an object of arguments\n"
     "  user add NAME         make an account (--no-password: it can log in by token only)\n"
     "  user passwd NAME      change a password; tokens made before stop working\n"
     "  user del NAME         delete an account\n"
@@ -268,6 +270,31 @@ static int cmd_drain(struct ctl *c, int argc, char **argv)
 		usage_error("drain takes no argument but `cancel`");
 	c->cancel = c->cancel || argc > 0;
 	return simple(c, "drain", PRINT_MESSAGE, 30, c->cancel ? 1 : 0, args);
+}
+
+static int cmd_methods(struct ctl *c, int argc, char **argv)
+{
+	return simple(c, "methods", PRINT_PLAIN, 30, argc, argv);
+}
+
+static int cmd_call(struct ctl *c, int argc, char **argv)
+{
+	struct json *j = json_new(JSON_UNTRUSTED);
+	char buf[3000];
+	struct json_out w;
+	bool ok = argc < 3 || (j != NULL && json_parse(j, argv[2], strlen(argv[2])) == JSON_OK &&
+	    json_root(j).type == JSON_OBJECT);
+
+	json_free(j);
+	if (!ok)
+		usage_error("call: the arguments are one JSON object");
+	for (char *p = argc == 3 ? argv[2] : NULL; p != NULL && *p != '\0'; p++)
+		if (*p == '\n' || *p == '\r')	/* between values: a request is one line */
+			*p = ' ';
+	begin_request(c, &w, buf, sizeof buf, "call", 2, argv);
+	if (argc == 3)
+		json_kv_raw(&w, "with", argv[2], strlen(argv[2]));
+	return run(c, &w, PRINT_PLAIN, 35, NULL);
 }
 
 static int cmd_user_secret(struct ctl *c, int argc, char **argv)
@@ -556,7 +583,7 @@ commands[] = {
 	{ "kick", 1, 1, cmd_kick }, { "metrics", 0, 0, cmd_metrics }, { "reload", 0, 0, cmd_reload },
 	{ "scale", 1, 1, cmd_scale }, { "stop", 0, 1, cmd_stop }, { "fsck", 0, 0, cmd_fsck },
 	{ "drain", 0, 1, cmd_drain }, { "hosts", 0, 0, cmd_hosts }, { "upstream", 0, 0, cmd_upstream },
-	{ "ring", 0, 100000, cmd_ring },
+	{ "ring", 0, 100000, cmd_ring }, { "methods", 0, 0, cmd_methods }, { "call", 2, 3, cmd_call },
 	{ "user", 1, 2, cmd_user }, { "token", 1, 1000, cmd_token }, { "help", 0, 0, cmd_help },
 	{ "version", 0, 0, cmd_version }
 };

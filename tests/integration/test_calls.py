@@ -332,3 +332,20 @@ def test_drain_says_what_it_will_do(make_cluster):
     rows, code, message = ask(cluster[0], "drain", "cancel")
     assert code == 0 and rows[0]["draining"] is False
     assert call(cluster[1], cluster[0], "host.status")["draining"] is False
+
+
+# -- by hand -------------------------------------------------------------------------------------
+
+@needs_redis
+def test_parleyctl_call(cluster):
+    person = cluster[1].online()
+    out = cluster[0].ctl_ok("--json", "call", "h2", "session.check", '{\n "user": %d }' % person.id)
+    assert json.loads(out) == {"state": "live"}
+    assert "live" in cluster[0].ctl_ok("call", "h2", "session.check", '{"user":%d}' % person.id)
+    assert "h2" in cluster[0].ctl_ok("call", "h2", "ping")
+    assert "session.check" in cluster[0].ctl_ok("methods")
+    for wrong in ("7", "[]", "{", ""):
+        assert cluster[0].ctl("call", "h2", "ping", wrong).returncode == 2
+    done = cluster[0].ctl("call", "h2", "no.such")
+    assert done.returncode == 1 and "h2" in done.stderr
+    assert cluster[0].ctl("call", "h9", "ping").returncode == 1
