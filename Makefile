@@ -52,7 +52,7 @@ FAULT_OBJ := $(if $(filter faults,$(BUILD)),$(patsubst %.c,$(O)/obj/%.o,$(wildca
 
 Q = $(if $(V),,@)
 
-all: $(O)/parleyd $(O)/parley $(O)/parleyctl	## build the three programs (BUILD=release|debug|asan|tsan|cov|faults)
+all: $(O)/parleyd $(O)/parley $(O)/parleyctl $(O)/parley-bench	## build the programs (BUILD=release|debug|asan|tsan|cov|faults)
 
 $(O)/parleyd: $(O)/obj/master/main.o $(FAULT_OBJ) $(LIB)
 	$(if $(V),,@echo "  LD    $@")
@@ -105,7 +105,7 @@ PLACE = sed -e 's,/usr/sbin/parley,$(PREFIX)/sbin/parley,g' -e 's,/etc/parleyd\.
 install: all	## install programs, man pages, sample configuration and service files (DESTDIR, PREFIX)
 	install -d $(D)$(PREFIX)/bin $(D)$(PREFIX)/sbin $(D)$(SYSCONFDIR) $(D)$(UNITDIR) $(D)$(DOCDIR) \
 		$(D)$(MANDIR)/man1 $(D)$(MANDIR)/man5 $(D)$(MANDIR)/man8 $(D)/etc/init.d $(D)/etc/logrotate.d
-	install -m 755 $(O)/parley $(D)$(PREFIX)/bin/
+	install -m 755 $(O)/parley $(O)/parley-bench $(D)$(PREFIX)/bin/
 	install -m 755 $(O)/parleyd $(O)/parleyctl $(D)$(PREFIX)/sbin/
 	install -m 644 etc/parleyd.conf etc/nginx.conf etc/cluster.md etc/lvs.md README.md LICENSE worker/PROTOCOL.md \
 		$(D)$(DOCDIR)/
@@ -117,7 +117,7 @@ install: all	## install programs, man pages, sample configuration and service fi
 	for s in 1 5 8; do install -m 644 etc/man/*.$$s $(D)$(MANDIR)/man$$s/ || exit 1; done
 
 uninstall:	## remove what install put there; a configuration that was changed stays
-	rm -f $(D)$(PREFIX)/bin/parley $(D)$(PREFIX)/sbin/parleyd $(D)$(PREFIX)/sbin/parleyctl \
+	rm -f $(D)$(PREFIX)/bin/parley $(D)$(PREFIX)/bin/parley-bench $(D)$(PREFIX)/sbin/parleyd $(D)$(PREFIX)/sbin/parleyctl \
 		$(D)$(UNITDIR)/parleyd.service $(D)/etc/init.d/parleyd $(D)/etc/logrotate.d/parleyd
 	for s in 1 5 8; do for f in etc/man/*.$$s; do rm -f $(D)$(MANDIR)/man$$s/$${f##*/}; done; done
 	! cmp -s $(D)$(DOCDIR)/parleyd.conf $(D)$(SYSCONFDIR)/parleyd.conf || rm -f $(D)$(SYSCONFDIR)/parleyd.conf
@@ -176,6 +176,8 @@ $(foreach t,$(FAULTS),$(eval $(call test_rule,fault,$(t))))
 $(foreach t,$(FUZZ),$(eval $(O)/tests/$(t): $(call objects,tests/fuzz/$(t).c) \
 	$(if $(filter fuzz,$(BUILD)),,$(call objects,tests/fuzz/replay.c))))
 
+$(O)/tests/test_bench_hist: $(call objects,tests/bench/bench_hist.c tests/bench/bench_frame.c)
+
 $(O)/tests/%: $(FAULT_OBJ) $(LIB)
 	@mkdir -p $(@D)
 	$(if $(V),,@echo "  LD    $@")
@@ -231,7 +233,7 @@ $(BENCH):
 
 bench:	## measure speed and memory; the report is build/bench/report.md (BENCH_ARGS picks scenarios)
 	@tests/run-packages.sh bench
-	@$(MAKE) --no-print-directory all $(BENCH)
+	@$(MAKE) --no-print-directory all $(O)/parley-relay
 	@python3 tests/bench/run.py $(BENCH_ARGS)
 
 FORCE:

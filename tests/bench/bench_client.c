@@ -1,21 +1,23 @@
-/* bench_client.c - the load generator's connections: one read and one write a turn, as servers do. */
+/* bench_client.c - the load tool's connections: one read and one write a turn, as servers do. */
 #include "tests/bench/bench.h"
 
 #include <errno.h>
+#include <netdb.h>
+#include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
-#include <sys/socket.h>
 #include <time.h>
 #include <unistd.h>
 
-#define READ_SIZE (256u << 10)
-#define PER_SOURCE 4000			/* connections a source address, far from the end of its ports */
+#define READ_SIZE  (256u << 10)
+#define PER_SOURCE 4000			/* connections of a source, far from the end of its ports */
+
+int64_t read_ns;
 
 static int ep = -1;
-static frame_fn *on_frame;
 static lost_fn *on_lost;
 static struct client **dirty;
 static uint32_t ndirty, dirty_cap;
@@ -28,44 +30,77 @@ int64_t now_ns(void)
 	return t.tv_sec * 1000000000LL + t.tv_nsec;
 }
 
-void client_setup(frame_fn *frame, lost_fn *lost)
+void client_setup(lost_fn *lost)
 {
 	ep = epoll_create1(EPOLL_CLOEXEC);
-	on_frame = frame;
 	on_lost = lost;
+}
+
+/* --- connecting --- */
+
+/* The source address of the Kth connection: the kernel's choice, unless told, or on loopback. */
+static int choose_source(int fd, const struct sockaddr_storage *to, uint32_t k)
+{
+	const struct sockaddr_in *dest = (const struct sockaddr_in *)to;
+	struct sockaddr_in from = { .sin_family = AF_INET };
+	uint32_t n = k / opt.nto / PER_SOURCE;
+	int one = 1;
+
+	if (opt.nfrom > 0)
+		from.sin_addr.s_addr = htonl(opt.from + k % opt.nfrom);
+	else if (to->ss_family == AF_INET && (ntohl(dest->sin_addr.s_addr) >> 24) == 127)
+		from.sin_addr.s_addr = htonl(0x7f000001u + ((n % 65000) << 8));
+	else
+		return 0;
+	setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
+	return bind(fd, (struct sockaddr *)&from, sizeof from);
 }
 
 int client_open(struct client *c, uint32_t k)
 {
-	struct sockaddr_in from = { .sin_family = AF_INET };
+	const struct sockaddr_storage *to = &opt.to[k % opt.nto];
 	struct epoll_event ev = { .events = EPOLLIN, .data.ptr = c };
-	int one = 1, fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+	int one = 1, fd, rc;
 
+	fd = socket(to->ss_family, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
 	if (fd < 0)
-		return -1;
-	if ((ntohl(opt.to.sin_addr.s_addr) >> 24) == 127) {
-		from.sin_addr.s_addr = htonl(0x7f010001u + ((k / PER_SOURCE) << 8));
-		setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof one);
-		if (bind(fd, (struct sockaddr *)&from, sizeof from) != 0)
-			goto fail;
-	}
+		return -errno;
 	setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-	if (connect(fd, (struct sockaddr *)&opt.to, sizeof opt.to) != 0)
-		goto fail;
+	if (choose_source(fd, to, k) != 0 ||
+	    (connect(fd, (const struct sockaddr *)to, to->ss_family == AF_INET6 ?
+	    sizeof(struct sockaddr_in6) : sizeof(struct sockaddr_in)) != 0 && errno != EINPROGRESS) ||
+	    epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) != 0) {
+		rc = -errno;
+		close(fd);
+		return rc;
+	}
 	c->fd = fd;
+	c->serial++;
 	c->in_len = c->out_len = 0;
-	c->dirty = c->want_out = c->ready = false;
-	if (epoll_ctl(ep, EPOLL_CTL_ADD, fd, &ev) == 0)
-		return 0;
-fail:
-	perror("parley-bench: connect");
-	close(fd);
-	c->fd = -1;
-	return -1;
+	c->want_out = c->ready = false;
+	return 0;
 }
 
-void client_close(struct client *c)
+const char *client_where(uint32_t k)
 {
+	static char text[300];
+	const struct sockaddr_storage *to = &opt.to[k % opt.nto];
+	char host[256] = "?", port[16] = "?";
+
+	getnameinfo((const struct sockaddr *)to, sizeof *to, host, sizeof host, port, sizeof port,
+	    NI_NUMERICHOST | NI_NUMERICSERV);
+	snprintf(text, sizeof text, to->ss_family == AF_INET6 ? "[%s]:%s" : "%s:%s", host, port);
+	return text;
+}
+
+void client_close(struct client *c, bool hard)
+{
+	struct linger none = { .l_onoff = 1 };
+
+	if (c->fd >= 0 && hard) {
+		shutdown(c->fd, SHUT_WR);	/* says with it what was received */
+		setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &none, sizeof none);
+	}
 	if (c->fd >= 0)
 		close(c->fd);
 	c->fd = -1;
@@ -73,23 +108,35 @@ void client_close(struct client *c)
 	c->ready = false;
 }
 
+static void client_lost(struct client *c, const char *why)
+{
+	client_close(c, false);
+	on_lost(c, why);
+}
+
+/* --- writing --- */
+
 static char *room_for(char *p, uint32_t *cap, size_t len)
 {
 	if (len <= *cap)
 		return p;
-	*cap = (uint32_t)(len * 2 + 512);
+	*cap = (uint32_t)(len * 2 + 256);
 	p = realloc(p, *cap);
 	if (p == NULL)
 		abort();
 	return p;
 }
 
-void client_send(struct client *c, const char *data, size_t len)
+char *client_room(struct client *c, size_t cap)
+{
+	c->out = room_for(c->out, &c->out_cap, c->out_len + cap);
+	return c->out + c->out_len;
+}
+
+void client_sent(struct client *c, size_t len)
 {
 	if (c->fd < 0)
 		return;
-	c->out = room_for(c->out, &c->out_cap, c->out_len + len);
-	memcpy(c->out + c->out_len, data, len);
 	c->out_len += (uint32_t)len;
 	if (c->dirty || c->want_out)
 		return;
@@ -103,10 +150,10 @@ void client_send(struct client *c, const char *data, size_t len)
 	dirty[ndirty++] = c;
 }
 
-static void client_lost(struct client *c)
+void client_send(struct client *c, const char *data, size_t len)
 {
-	client_close(c);
-	on_lost(c);
+	memcpy(client_room(c, len), data, len);
+	client_sent(c, len);
 }
 
 static void client_write(struct client *c)
@@ -115,7 +162,7 @@ static void client_write(struct client *c)
 	bool wanted = c->want_out;
 
 	if (n < 0 && errno != EAGAIN) {
-		client_lost(c);
+		client_lost(c, strerror(errno));
 		return;
 	}
 	if (n > 0) {
@@ -130,41 +177,62 @@ static void client_write(struct client *c)
 	}
 }
 
+/* --- reading --- */
+
+/* Hands out the whole frames of [AT, END); returns where the unfinished one begins, END when the
+ * connection that they came on is gone. */
+static const char *take_frames(struct client *c, const char *at, const char *end)
+{
+	uint32_t serial = c->serial;
+
+	while (at < end) {
+		ssize_t len = opt.driver->cut(at, (size_t)(end - at));
+
+		if (len == 0)
+			break;
+		if (len < 0) {
+			client_lost(c, "what the server sent is not of this protocol");
+			return end;
+		}
+		opt.driver->frame(c, at, (size_t)len);
+		if (c->fd < 0 || c->serial != serial)
+			return end;
+		at += len;
+	}
+	return at;
+}
+
 static void client_read(struct client *c)
 {
 	static char buf[READ_SIZE];
-	char *at = buf, *end, *nl;
 	ssize_t n = recv(c->fd, buf, sizeof buf, MSG_DONTWAIT);
+	uint32_t serial = c->serial;
+	const char *at;
 
 	if (n <= 0) {
 		if (n == 0 || errno != EAGAIN)
-			client_lost(c);
+			client_lost(c, n == 0 ? "the server closed the connection" : strerror(errno));
 		return;
 	}
+	read_ns = now_ns();
 	mine->bytes_in += (uint64_t)n;
-	end = buf + n;
 	if (c->in_len > 0) {			/* finish the frame that the last read cut */
-		nl = memchr(buf, '\n', (size_t)n);
-		at = nl != NULL ? nl + 1 : end;
-		c->in = room_for(c->in, &c->in_cap, c->in_len + (size_t)(at - buf));
-		memcpy(c->in + c->in_len, buf, (size_t)(at - buf));
-		c->in_len += (uint32_t)(at - buf);
-		if (nl == NULL)
+		c->in = room_for(c->in, &c->in_cap, c->in_len + (size_t)n);
+		memcpy(c->in + c->in_len, buf, (size_t)n);
+		c->in_len += (uint32_t)n;
+		at = take_frames(c, c->in, c->in + c->in_len);
+		if (c->fd < 0 || c->serial != serial)
 			return;
-		uint32_t len = c->in_len - 1;
-
-		c->in_len = 0;
-		on_frame(c, c->in, len);
+		c->in_len = (uint32_t)(c->in + c->in_len - at);
+		memmove(c->in, at, c->in_len);
+		return;
 	}
-	while (c->fd >= 0 && at < end && (nl = memchr(at, '\n', (size_t)(end - at))) != NULL) {
-		on_frame(c, at, (size_t)(nl - at));
-		at = nl + 1;
-	}
-	if (c->fd >= 0 && at < end) {
-		c->in = room_for(c->in, &c->in_cap, (size_t)(end - at));
-		memcpy(c->in, at, (size_t)(end - at));
-		c->in_len = (uint32_t)(end - at);
-	}
+	at = take_frames(c, buf, buf + n);
+	if (c->fd < 0 || c->serial != serial || at == buf + n)
+		return;
+	c->in_len = (uint32_t)(buf + n - at);
+	c->in = room_for(c->in, &c->in_cap, c->in_len);
+	memcpy(c->in, at, c->in_len);
 }
 
 void client_turn(int64_t until)
@@ -195,50 +263,4 @@ void client_turn(int64_t until)
 			client_write(c);
 	}
 	ndirty = 0;
-}
-
-/* The first byte of NAME's value, or NULL. */
-static const char *value_of(const char *frame, size_t len, const char *name)
-{
-	char key[40];
-	int n = snprintf(key, sizeof key, "\"%s\":", name);
-	const char *p = memmem(frame, len, key, (size_t)n);
-
-	return p == NULL || p + n >= frame + len ? NULL : p + n;
-}
-
-int64_t frame_number(const char *frame, size_t len, const char *name, int64_t fallback)
-{
-	const char *p = value_of(frame, len, name), *end = frame + len;
-	int64_t v = 0;
-
-	if (p == NULL || *p < '0' || *p > '9')
-		return fallback;
-	for (; p < end && *p >= '0' && *p <= '9'; p++)
-		v = v * 10 + (*p - '0');
-	return v;
-}
-
-bool frame_string(const char *frame, size_t len, const char *name, char *out, size_t cap)
-{
-	const char *p = value_of(frame, len, name), *q;
-
-	if (p == NULL || *p != '"')
-		return false;
-	q = memchr(p + 1, '"', (size_t)(frame + len - p - 1));
-	if (q == NULL || (size_t)(q - p) > cap)
-		return false;
-	memcpy(out, p + 1, (size_t)(q - p - 1));
-	out[q - p - 1] = '\0';
-	return true;
-}
-
-uint32_t frame_count(const char *frame, size_t len, const char *what)
-{
-	size_t n = strlen(what);
-	uint32_t count = 0;
-
-	for (const char *p = frame; (p = memmem(p, (size_t)(frame + len - p), what, n)) != NULL; p += n)
-		count++;
-	return count;
 }

@@ -109,8 +109,8 @@ def parleyd(state, *keys, cpus=None):
 
 
 def load(server, mode, *args, cpu=LOAD_CPU, timeout=600):
-    argv = [f"{BIN}/parley-bench", "--to", server.address, "--mode", mode,
-            "--watch", ",".join(map(str, server.pids())), *map(str, args)]
+    argv = [f"{BIN}/parley-bench", mode, "--json", "--to", server.address,
+            "--watch", str(server.proc.pid), *map(str, args)]
     if cpu is not None:
         argv += ["--cpu", str(cpu)]
     done = subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True,
@@ -204,7 +204,7 @@ def scenario_pairs(rep, acc, a):
         for window in (1, 16):
             common = ("--conns", conns, "--window", window, "--seconds", a.seconds)
             with relay() as r:
-                got.setdefault(("relay", window), []).append(load(r, "pairs", "--raw", *common))
+                got.setdefault(("relay", window), []).append(load(r, "pairs", "--protocol", "relay", *common))
             with parleyd(acc.copy(), "workers=1") as d:
                 got.setdefault(("parleyd", window), []).append(
                     load(d, "pairs", "--users", acc.users, *common))
@@ -281,11 +281,11 @@ def scenario_store(rep, acc, a):
             x = load(d, "store", "--users", acc.users, "--conns", senders, "--count", away,
                      "--window", window, "--seconds", a.seconds)
             rep.raw("store", **x)
-            kept += x["sent"] - x["refused"]
+            kept += x["sent_all"] - x["refused"]
             rows.append((f"store, window {window}", thousands(x["acked_per_second"]), thousands(x["acked"]),
                          x["refused"]))
         x = load(d, "drain", "--users", acc.users, "--first", senders, "--conns", away, "--parallel", 64)
-        rep.raw("drain", lost=kept - x["received"], **x)
+        rep.raw("drain", missing=kept - x["received"], **x)
         if x["received"] != kept:
             raise RuntimeError(f"{kept} messages were stored, {x['received']} came back")
         rows.append((f"drain by {away} logins", thousands(x["per_second"]), thousands(x["received"]),
@@ -341,12 +341,12 @@ def scenario_idle(rep, acc, a):
         time.sleep(1)
         before = memory_of(d.pids())
         bench = subprocess.Popen(
-            [f"{BIN}/parley-bench", "--to", d.address, "--mode", "idle", "--users", acc.users, "--conns",
+            [f"{BIN}/parley-bench", "idle", "--to", d.address, "--users", acc.users, "--conns",
              str(n), "--procs", str(procs), "--parallel", "64"], stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, text=True)
         started = time.monotonic()
         try:
-            if bench.stdout.readline().strip() != "ready":
+            if not bench.stdout.readline():
                 raise RuntimeError("the sessions could not be made")
             took = time.monotonic() - started
             time.sleep(6)                       # the store's threads of the storm have gone
@@ -396,7 +396,7 @@ def scenario_calls(rep, acc, a):
         with parleyd(acc.copy(), f"workers={workers}", cpus=set(CPUS)) as d:
             wait_until("workers", lambda: len(d.workers()) >= workers)
             bench = subprocess.Popen(
-                [f"{BIN}/parley-bench", "--to", d.address, "--users", acc.users, "--conns", str(conns),
+                [f"{BIN}/parley-bench", "pairs", "--to", d.address, "--users", acc.users, "--conns", str(conns),
                  "--window", "16", "--seconds", "4", "--warmup", "0"], stdout=subprocess.PIPE, text=True)
             try:
                 time.sleep(1)                   # logged in and running
