@@ -23,8 +23,8 @@
 
 #define PAGE    4000u			/* lines of `who` in one answer; far below CALL_ANSWER */
 #define ASK_MS  5000
-#define QUICK_MS 30000			/* a forwarded request */
-#define SLOW_MS 95000			/* one that waits for workers */
+#define QUICK_MS 10000			/* a forwarded request */
+#define SLOW_MS 95000			/* one that waits for workers, or looks at everything */
 #define PAGES   (sizeof ((struct admin *)0)->page / sizeof(struct admin_page))
 
 static const char alone[] = "this host is on its own: `redis` in its configuration makes it one of several";
@@ -198,7 +198,8 @@ static void forwarded(void *arg, uint64_t tag, int code, const char *text, size_
 
 bool admin_forward(struct admin *a, const char *host, const char *cmd, const char *line, size_t len)
 {
-	bool slow = strcmp(cmd, "scale") == 0 || strcmp(cmd, "reload") == 0 || strcmp(cmd, "stop") == 0;
+	bool slow = strcmp(cmd, "scale") == 0 || strcmp(cmd, "reload") == 0 ||
+	    strcmp(cmd, "stop") == 0 || strcmp(cmd, "fsck") == 0;
 	struct host *h;
 
 	if (strcmp(host, wk->boot->host_id) == 0)
