@@ -158,9 +158,12 @@ def test_traffic_through_trouble(make_cluster, kind):
         texts = [text for text in distinct(receiver.chats())]
         assert len(texts) == len(set(texts))
         assert in_order(texts, "t%d" % number)
+    # What both hosts answered for comes again, is confirmed again, and is gone from the store then.
+    wait_until(lambda: cluster.mariadb.sql("SELECT COUNT(*) FROM OfflineMessage", cluster.database) == [["0"]],
+               20, "the store is empty")
     for reader in readers:
         reader.stop()
-    for client in people:                               # and nothing is left in the store for them
+    for client in people:                               # and nothing is left for them
         client.ok(LOGOUT)
         assert client.login(client.account, ack=True)["offlinemsg"] == []
 
