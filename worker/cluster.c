@@ -423,6 +423,21 @@ int cluster_init(void)
 	return bus_init(&bus);
 }
 
+/*
+ * Logins before that would be let in without a claim, or with one that others take for a dead host's. A
+ * worker that is born while no sibling has a connection has nothing to wait for.
+ */
+bool cluster_ready(void)
+{
+	bool hope = wk->gen == 1;
+
+	if (!cluster_on() || (bus_up() && atomic_load(&shm->head->announced) != SEGMENT_UNKNOWN))
+		return true;
+	for (uint32_t i = 0; i < shm->head->max_workers && !hope; i++)
+		hope = i != wk->slot && atomic_load(&slot_at(i)->bus_up) != 0;
+	return !hope;
+}
+
 /* Does another worker of this host still speak to other hosts? */
 static bool others(void)
 {
@@ -491,19 +506,20 @@ static void wait_ms(uint32_t ms)
  */
 int cluster_check_start(const struct conf *conf, const char *host_id)
 {
-	int64_t left = 0, now_left;
-	int rc;
+	int64_t left = INT64_MAX, now_left;
 
 	if (*conf->redis == '\0')
 		return 0;
+	if (strncmp(conf->store, "sqlite:", 7) == 0)
+		log_warn("the store is a file of this host: hosts of a cluster need one MySQL");
 	hosts_set_prefix(conf);
-	if ((rc = other_life(conf, host_id)) <= 0)
+	if (other_life(conf, host_id) <= 0)
 		return 0;
 	wait_ms(300);
-	while ((rc = other_life(conf, host_id)) > 0) {
-		if (ask(conf, "PTTL", hosts_name("host", host_id), NULL, NULL, 0, &now_left) != 0)
-			return 0;
-		if (left != 0 && now_left > left) {
+	/* What does not run out (-1) was not written by a host. */
+	while (other_life(conf, host_id) > 0 &&
+	    ask(conf, "PTTL", hosts_name("host", host_id), NULL, NULL, 0, &now_left) == 0 && now_left >= 0) {
+		if (now_left > left) {
 			log_fatal("another host with host_id %s is alive in cluster %s: give one of them another id",
 			    host_id, conf->cluster);
 			return WORKER_CONFIG;

@@ -19,6 +19,8 @@
 #include "worker/base/conf.h"
 
 int cluster_init(void);
+/* Nobody is let in yet: is the first connection made, and does the cluster know this life of the host? */
+bool cluster_ready(void);
 bool cluster_on(void);			/* configured */
 bool cluster_up(void);			/* and Redis answers */
 bool cluster_leads(void);		/* this worker reads the channel */

@@ -224,8 +224,9 @@ struct host *hosts_meet(const char *id, size_t len, uint64_t epoch)
 	h = hosts_find(hosts_key(id, len));
 	if (h != NULL && (h->self || (h->alive && h->epoch == epoch)))
 		return h->self ? NULL : h;
-	atomic_fetch_add(&shm->head->registry, 1);
-	hosts_beat();
+	if (!reading)
+		atomic_fetch_add(&shm->head->registry, 1);
+	hosts_refresh();
 	if (h == NULL)
 		h = host_add(id, len);
 	if (h == NULL || h->epoch == epoch || is_former(h, epoch))
@@ -505,6 +506,12 @@ void hosts_beat(void)
 		again = true;
 	else
 		read_registry();
+}
+
+void hosts_refresh(void)
+{
+	if (!reading)
+		hosts_beat();
 }
 
 void hosts_leave(void)

@@ -55,6 +55,8 @@ void hosts_set_prefix(const struct conf *cf);
 /* Reads the registry, and on the leading worker writes our entry: every heartbeat, and at once when
  * something changed (bus up, drain, lead taken over). */
 void hosts_beat(void);
+/* Somebody unknown was heard of: the same, unless the registry is being read. */
+void hosts_refresh(void);
 /* Our entry is taken away: the last worker of the host stops in order. */
 void hosts_leave(void);
 

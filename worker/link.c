@@ -636,5 +636,5 @@ void link_on_item(const struct item *it)
 	if (from != NULL && from->alive && from->epoch == head->from_epoch)
 		kinds[inner->type].run(from, inner);
 	else
-		hosts_beat();		/* not heard of yet, or over: whoever sent it waits for an answer, or it is stored */
+		hosts_refresh();	/* not heard of yet, or over: whoever sent it waits for an answer, or it is stored */
 }

@@ -7,7 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define STACK (256u << 10)
+#define STACK   (256u << 10)
+#define THREADS 4			/* at a time: a resolver that hangs is not asked ever more */
+
+static _Atomic int threads;
 
 struct lookup_job {
 	_Atomic int users;		/* the loop and the thread; the last one frees it */
@@ -57,6 +60,7 @@ static void *run(void *arg)
 
 	atomic_store(&j->state, ask(j->host, j->port, 0, j->addr, &j->n, j->why, sizeof j->why));
 	leave(j);
+	atomic_fetch_sub(&threads, 1);
 	return NULL;
 }
 
@@ -66,11 +70,14 @@ static bool spawn(struct lookup_job *j)
 	pthread_t t;
 	int rc;
 
-	if (pthread_attr_init(&attr) != 0)
+	if (atomic_load(&threads) >= THREADS || pthread_attr_init(&attr) != 0)
 		return false;
 	(void)pthread_attr_setstacksize(&attr, STACK);
 	(void)pthread_attr_setdetachstate(&attr, PTHREAD_CREATE_DETACHED);
+	atomic_fetch_add(&threads, 1);
 	rc = pthread_create(&t, &attr, run, j);
+	if (rc != 0)
+		atomic_fetch_sub(&threads, 1);
 	pthread_attr_destroy(&attr);
 	return rc == 0;
 }
@@ -97,7 +104,7 @@ enum lookup_state lookup_start(struct lookup *l, const char *host, uint16_t port
 	j->port = port;
 	atomic_store(&j->users, 2);
 	if (!spawn(j)) {
-		snprintf(l->why, sizeof l->why, "no thread for a look-up");
+		snprintf(l->why, sizeof l->why, "%.80s: no thread for another look-up", host);
 		free(j);
 		return LOOKUP_FAILED;
 	}

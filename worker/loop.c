@@ -85,6 +85,17 @@ static void dispatch(const struct epoll_event *ev)
 	}
 }
 
+void loop_turn(int wait_ms)
+{
+	struct epoll_event ev[BATCH];
+	int n = epoll_wait(ep, ev, BATCH, timer_wait(clock_ms(), wait_ms));
+
+	clock_tick();
+	for (int i = 0; i < n; i++)
+		dispatch(&ev[i]);
+	timer_run(clock_ms());
+}
+
 void loop_run(void)
 {
 	struct epoll_event ev[BATCH];

@@ -32,6 +32,8 @@ int loop_client_add(int fd, uint32_t rec, uint32_t gen, uint32_t events);
 int loop_client_mod(int fd, uint32_t rec, uint32_t gen, uint32_t events);
 void loop_client_del(int fd);
 void loop_run(void);					/* until loop_stop() */
+/* One turn without the hooks, waiting at most WAIT_MS: before there are clients. */
+void loop_turn(int wait_ms);
 void loop_stop(void);
 /* Something is left to do: the next wait returns at once. */
 void loop_again(void);

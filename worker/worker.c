@@ -42,6 +42,7 @@
 #define PURGE_MS   30000
 #define START_MS   1500			/* for the first word of the store */
 #define START_STEP_MS 20
+#define CLUSTER_MS 300			/* for the first connection to Redis */
 #define RELEASE_MS 2000			/* a slot is given back at the latest, swept or not */
 
 struct listener { struct watch w; unsigned index; };
@@ -626,6 +627,18 @@ static void wait_for_store(void)
 	}
 }
 
+static void wait_for_cluster(void)
+{
+	uint64_t until = clock_now_ms() + CLUSTER_MS;
+
+	clock_tick();
+	while (!cluster_ready() && clock_now_ms() < until) {
+		cluster_turn_end();
+		loop_turn(START_STEP_MS);
+		beat();
+	}
+}
+
 static int set_up(const struct worker_boot *boot)
 {
 	const struct loop_hooks hooks = { conn_event, turn_begin, turn_end };
@@ -654,9 +667,7 @@ static int set_up(const struct worker_boot *boot)
 	sweep_start(wk->slot, wk->gen);
 	atomic_store(&wk->s->swept, wk->gen - 1);
 	life = (struct watch){ .fd = boot->life, .on_event = on_life };
-	return loop_watch(&life, EPOLLIN) == 0 ?
-	    port_open(wk->slot, wk->gen, boot->inbox, boot->control, boot->listeners,
-	    boot->conf->nlisten) : -1;
+	return loop_watch(&life, EPOLLIN);
 }
 
 int worker_run(const struct worker_boot *boot)
@@ -670,6 +681,11 @@ int worker_run(const struct worker_boot *boot)
 	if (wk->gen > 1)
 		presence_recheck_later();
 	wait_for_store();
+	wait_for_cluster();
+	if (port_open(wk->slot, wk->gen, boot->inbox, boot->control, boot->listeners, boot->conf->nlisten) != 0) {
+		log_fatal("the worker cannot serve: %s", strerror(errno));
+		return WORKER_FAILED;
+	}
 	timer_set(&tick, clock_ms() + TICK_MS, on_tick);
 	purge_at_ms = clock_ms() + PURGE_MS;
 	store_flush(wk->store);

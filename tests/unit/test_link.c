@@ -80,7 +80,7 @@ static unsigned beats, misses;
 
 struct host *hosts_at(unsigned i) { return i == 0 ? &me : i == 1 ? &him : NULL; }
 struct host *hosts_find(uint64_t key) { return key == him.key ? &him : NULL; }
-void hosts_beat(void) { beats++; }
+void hosts_refresh(void) { beats++; }
 const char *hosts_name(const char *kind, const char *rest)
 {
 	static char name[100];
