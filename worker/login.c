@@ -29,6 +29,7 @@
 #define WAIT_MS 4000			/* for a session that is being settled */
 #define DRAINING_MS 1500		/* for one that is just logging in or out */
 #define FAR_MS 50			/* a session of another host is asked about again */
+#define ENDED_MS 10			/* one that was told to end is mostly gone at once */
 #define LATER_MS 100			/* a host whose channel nobody reads, or that does not answer */
 #define CHECK_MS 1000			/* for another host's answer */
 #define DRAIN_RETRY_MS 1000
@@ -227,7 +228,7 @@ static void told_to_end(void *arg, uint64_t tag, int code, const char *text, siz
 		return;
 	if (code != CALL_OK)
 		c->login->far_asked = false;
-	claim_again(c, FAR_MS);
+	claim_again(c, code == CALL_OK ? ENDED_MS : FAR_MS);
 }
 
 static bool state_is(const char *text, size_t len, const char *state)
