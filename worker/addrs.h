@@ -15,6 +15,7 @@
 
 #define REC_COUNTED 1u			/* rec.flags: its address counts this connection */
 #define REC_REFUSED 2u			/* rec.flags: a message with a cid was refused and has not come again */
+#define REC_UNSURE  8u			/* rec.flags: the user may have sent from another host, and that is not told yet */
 #define REC_HEADER  4u			/* rec.flags: the PROXY header is not complete; nothing counts yet */
 
 /* May one more connect? Counts it, if LIMIT is not 0 and the address is not loopback or unix. */

@@ -59,7 +59,7 @@
 /*
  * KEYS: the user's. ARGV: id, epoch, login_ms, number; a value that may be overridden; grace in ms;
  * then what names of entries, channels and of silence begin with. {0, former value of a host that may
- * yet live, or ''}, {1, value}: taken, {2, value}: later.
+ * yet live, or '', 1 where it was another host's}, {1, value}: taken, {2, value}: later.
  *
  * A host is silent that has an entry and no reader, or a reader (a connection that Redis has not
  * given up yet, or a host that is just writing its entry) and no entry.
@@ -71,7 +71,7 @@ static struct bus_script script_take = { .text =
 	"local oid, oepoch, _, onumber = parts(cur)\n"
 	"local function take(from)\n"
 	"  redis.call('SET', key, id .. ' ' .. epoch .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])\n"
-	"  return {0, from}\n"
+	"  return {0, from, oid and oid ~= id and 1 or 0}\n"
 	"end\n"
 	"if not oid or cur == ARGV[5] then return take('') end\n"
 	"if oid == id then\n"
@@ -364,10 +364,10 @@ static void take_tell(struct take *t, enum claim_rc rc, const struct claim_owner
 
 static enum claim_rc read_take(const struct bus_value *v, struct claim_owner *by)
 {
-	if (v == NULL || v->type != BUS_ARRAY || v->nv != 2 || v->v[0].type != BUS_INT)
+	if (v == NULL || v->type != BUS_ARRAY || v->nv < 2 || v->v[0].type != BUS_INT)
 		return CLAIM_SILENT;
 	if (v->v[0].n == 0)
-		return CLAIM_OURS;
+		return v->nv > 2 && v->v[2].n == 1 ? CLAIM_AFTER : CLAIM_OURS;
 	if (!read_owner(&v->v[1], by))
 		return CLAIM_SILENT;
 	return v->v[0].n == 1 ? CLAIM_TAKEN : CLAIM_LATER;
@@ -381,7 +381,7 @@ static void took(void *arg, uint64_t tag, const struct bus_value *v)
 	bool bound = still_bound(t->user, t->number), late = t->done == NULL;
 
 	(void)tag;
-	if (rc == CLAIM_OURS) {
+	if (rc == CLAIM_OURS || rc == CLAIM_AFTER) {
 		tell_former(t->user, &v->v[1]);
 		if (!bound)
 			claim_release(t->user, t->number);

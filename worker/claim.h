@@ -25,6 +25,7 @@ struct host;
 
 enum claim_rc {
 	CLAIM_OURS = 0,
+	CLAIM_AFTER,			/* ours; it was another host's, which had not released it */
 	CLAIM_TAKEN,			/* by a host that lives */
 	CLAIM_LATER,			/* its channel has no reader: dead, or changing its leader; ask again soon */
 	CLAIM_SILENT			/* Redis does not answer: allowed */

@@ -277,8 +277,15 @@ static void claimed(uint32_t rec, uint32_t gen, enum claim_rc rc, const struct c
 	if (l->far_until_ms == 0)
 		l->far_until_ms = clock_ms() + WAIT_MS;
 	switch (rc) {
-	case CLAIM_OURS:
+	case CLAIM_AFTER:
 	case CLAIM_SILENT:
+		/* What they sent where they were may be stored, and whom it is for not told. */
+		c->r->flags |= REC_UNSURE;
+		c->claiming = false;
+		load(c);
+		break;
+	case CLAIM_OURS:
+		c->r->flags &= (uint8_t)~REC_UNSURE;
 		c->claiming = false;
 		load(c);
 		break;

@@ -12,6 +12,7 @@
 
 #include "shm/fault.h"
 #include "shm/sess.h"
+#include "worker/addrs.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/cmd.h"
@@ -28,6 +29,7 @@
 #define BUCKETS 4096u
 #define TAKEN_CHECK_MS 1000
 #define LOOK_MS 10
+#define SURE_MAX 512u
 
 struct name { uint32_t ref, seq; uint64_t at_ms; };
 struct ring { struct name *v; uint32_t head, len, cap; };	/* cap is a power of two */
@@ -468,6 +470,36 @@ static void send_by_peer(uint32_t ref, const struct sess_ref *to)
 		lane_divert(l);
 }
 
+/*
+ * Somebody who was on another host when that could not be heard may have left messages in the store of which
+ * nobody was told. Their first one to each recipient goes there as well: whoever then reads it reads those first.
+ */
+struct sure { uint32_t n, v[SURE_MAX]; };
+
+static bool first_word(struct conn *c, uint32_t rcpt)
+{
+	struct sure *s = c->sure;
+
+	if (s == NULL) {
+		if ((s = c->sure = malloc(sizeof *s)) == NULL)
+			return true;
+		s->n = 0;
+	}
+	for (uint32_t i = 0; i < s->n; i++)
+		if (s->v[i] == rcpt)
+			return false;
+	if (s->n == SURE_MAX)
+		s->n = 0;
+	s->v[s->n++] = rcpt;
+	return true;
+}
+
+void route_forget_sure(struct conn *c)
+{
+	free(c->sure);
+	c->sure = NULL;
+}
+
 void route_send(struct conn *c, uint32_t ref)
 {
 	struct msg *m = msg_at(ref);
@@ -489,6 +521,10 @@ void route_send(struct conn *c, uint32_t ref)
 				lane_divert(l);
 			return;
 		}
+	}
+	if ((c->r->flags & REC_UNSURE) && first_word(c, m->rcpt)) {
+		send_by_store(ref);
+		return;
 	}
 	if (sess_find(m->rcpt, &to) != SESS_OK) {
 		if (!far_send(ref))

@@ -29,6 +29,9 @@ int route_init(void);
 /* Sends an accepted message (fresh entry, sender and rcpt filled in) on its way. Takes REF. */
 void route_send(struct conn *c, uint32_t ref);
 
+/* What is known of a sender who came from another host (REC_UNSURE): their session is over. */
+void route_forget_sure(struct conn *c);
+
 /* Tells the sender of an entry; once (MF_TOLD). */
 void route_tell(struct msg *m, enum verdict v);
 /* The same by its parts: the sender's session may be anywhere on this host. */

@@ -715,6 +715,7 @@ void session_drop_cache(struct conn *c)
 {
 	login_abort(c);
 	cmd_forget_refused(c);
+	route_forget_sure(c);
 	free(c->echo);
 	c->echo = NULL;
 	if (c->cursors_dirty)
@@ -766,6 +767,7 @@ void session_settle(struct conn *c)
 	if (untold)			/* something was stored for a session that came to nothing */
 		notice_send(user, noticed, 0, 0);
 	c->ending = END_NONE;
+	route_forget_sure(c);
 	c->greeted = c->behind = c->again = c->full_pass = false;
 	c->drained = 0;
 	if (c->r->name_chunk != CHUNK_NONE)

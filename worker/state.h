@@ -31,6 +31,7 @@
 struct login;
 struct greet;
 struct refused;
+struct sure;
 struct shapes;
 
 enum conn_state {
@@ -88,6 +89,7 @@ struct conn {
 	struct conn *next_dirty;
 	struct login *login;		/* a LOGIN or REG in progress */
 	struct greet *greet;		/* its greeting being gathered */
+	struct sure *sure;		/* recipients to whom an unsure session has spoken (route.c) */
 	struct refused *refused;	/* lanes with a refused message (errno 7 or 9) */
 	bool cursors_dirty, ping_sent;
 	struct conn *next_cursor;
