@@ -35,8 +35,7 @@ def test_worker_dies_with_a_message_of_another_host(pair, passes):
     for text in texts:
         sender.chat(bob, text, cid=text)
     wait_until(lambda: far.log_contains(r"worker 1 .*signal 9"), 20, "the worker dies")
-    again, _, _ = cluster.login_anywhere(bob, login={"ack": True})
-    again.auto = True
+    again, _, _ = cluster.login_anywhere(bob, deadline=30)
     wait_until(lambda: set(distinct(receiver.chats() + again.chats())) >= set(texts), 20, "all of it arrives")
     for text in texts:
         assert sender.expect(CHAT_ACK, 20, cid=text)["errno"] == 0

@@ -20,6 +20,7 @@ FOLDERS = ("shm", "worker", "master", "sql")
 ELSEWHERE = {
     "sess.compact": "test_shm.c", "sess.repair": "test_shm.c", "chunk.trim": "test_shm.c", "chunk.cut": "test_shm.c",
     "chunk.run": "test_shm.c", "chunk.unrun": "test_shm.c",
+    "far.take": "test_cluster_faults.py",
     "group.commit": "test_worker_dies_around_a_group_commit", "rec.give": "test_shm.c", "sweep.copy": "test_sibling_dies_while_it_sweeps",
 }
 
