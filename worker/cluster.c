@@ -150,6 +150,11 @@ static void look(struct conn *c, void *arg)
 		some_wait = true;
 }
 
+void cluster_looks_now(struct conn *c)
+{
+	c->looked = looks;
+}
+
 void cluster_look_first(struct conn *c)
 {
 	if (c->looked == looks && bus_up() && !claim_restoring() &&

@@ -33,6 +33,7 @@ void cluster_look_again(void);
  * and it has not yet, it does so first, because what was stored is older.
  */
 struct conn;
+void cluster_looks_now(struct conn *c);		/* a login: its claim is made, now it reads the store */
 void cluster_look_first(struct conn *c);
 /* A login is about to read all that the store has. */
 void cluster_looking(struct conn *c);

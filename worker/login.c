@@ -170,6 +170,7 @@ static void load(struct conn *c)
 	struct store_job *j = job_new(c, STORE_LOAD, loaded);
 
 	j->id = c->login->user;
+	cluster_looks_now(c);
 	greet_mark(c, group_hint_mark());
 	cluster_looking(c);
 	store_submit(wk->store, j);

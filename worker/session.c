@@ -656,9 +656,9 @@ static void drained(struct store_job *j, void *arg)
 }
 
 /*
- * In bulk the read goes on behind the last row it saw. The last pass starts from the beginning:
- * a row with a smaller number may have been committed late. Rows that were delivered, and whose
- * deletion is in flight, are known by the gone list.
+ * In bulk the read goes on behind the last row it saw. After a notice, and in the last pass, it starts from
+ * the beginning: a row with a smaller number may have been committed late, and its sender's next has a
+ * larger one. Rows that were delivered, and whose deletion is in flight, are known by the gone list.
  */
 void session_drain(struct conn *c)
 {
@@ -673,12 +673,14 @@ void session_drain(struct conn *c)
 	j->tag = c->rec;
 	j->tag2 = c->gen;
 	j->id = atomic_load(&c->r->user);
-	j->after = c->full_pass ? 0 : c->drained;
+	j->after = c->full_pass || c->again ? 0 : c->drained;
+	if (j->after == 0)
+		c->drained = 0;
 	j->limit = classic ? 1 : DRAIN_ROWS;
-	if (c->full_pass)		/* those it will know again do not count */
-		j->limit += c->held + gone_count(c);
-	else if (PROTO_WINDOW_MSGS - c->held < j->limit)
+	if (PROTO_WINDOW_MSGS - c->held < j->limit)
 		j->limit = PROTO_WINDOW_MSGS - c->held;
+	if (j->after == 0)		/* those it will know again do not count */
+		j->limit += c->held + gone_count(c);
 	j->bytes = DRAIN_BYTES;
 	c->draining = true;
 	c->again = false;

@@ -132,6 +132,27 @@ def logged_out(client):
     return client.account
 
 
+@pytest.mark.parametrize("how", ["cut", "redis away"])
+def test_order_of_a_sender_whose_host_died_untold(make_cluster, how):
+    """What the sender says on another host does not overtake what nobody was told of."""
+    cluster = make_cluster(hosts=2)
+    accounts = cluster.accounts(2)
+    alice, bob = cluster[0].login(accounts[0]), cluster[1].login(accounts[1])
+    if how == "cut":
+        cluster[0].link.cut()
+    else:
+        cluster.redis.kill()
+    for text in ("one", "two"):
+        assert alice.chat_acked(bob, text, deadline=20)["state"] == "stored"
+    cluster[0].kill_host()
+    again, _, _ = cluster.login_anywhere(accounts[0], [cluster[1]])
+    for text in ("three", "four"):
+        again.chat(bob, text)
+    if how == "redis away":
+        cluster.redis.spawn()
+    bob.wait_texts(["one", "two", "three", "four"], 15)
+
+
 @pytest.mark.parametrize("kind", TROUBLES)
 def test_traffic_through_trouble(make_cluster, kind):
     """Talkers on both hosts, to both hosts, and in a group; nothing acknowledged is lost, nothing is
