@@ -455,20 +455,27 @@ void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_
 	dispatch(c, &rq, echo_good);
 }
 
-void cmd_shaped(struct conn *c, const struct shape_found *f)
+bool cmd_fits(struct conn *c, const char *buf, size_t len)
+{
+	struct shape_found f;
+
+	sort_begin(&rq);
+	if (!shape_next(wk->shapes, &c->scan, buf, len, wk->conf.max_frame, &f, rq.known, others))
+		return false;
+	rq.nothers = f.nothers;
+	rq.wire = f.cookie;
+	rq.json = wk->json;
+	rq.root = (struct json_val){ f.text, (uint32_t)f.len, -1, JSON_OBJECT };
+	return true;
+}
+
+void cmd_run(struct conn *c)
 {
 	static const struct frame_seen nothing;
 
-	rq.wire = f->cookie;
 	rq.msg = proto_from_wire((enum proto_dialect)c->r->dialect, rq.wire);
-	if (!is_frequent(rq.msg)) {	/* the shape is one of the other dialect */
-		cmd_frame(c, f->text, f->len, &nothing);
-		return;
-	}
-	rq.json = wk->json;
-	rq.root = (struct json_val){ f->text, (uint32_t)f->len, -1, JSON_OBJECT };
-	sort_begin(&rq);
-	for (unsigned i = 0; i < f->n; i++)
-		sort_member(&rq, &f->pair[i], (enum msg_key)f->tag[i]);
-	dispatch(c, &rq, echo_ok(&rq));
+	if (is_frequent(rq.msg))
+		dispatch(c, &rq, echo_ok(&rq));
+	else			/* the shape is one of the other dialect's */
+		cmd_frame(c, rq.root.raw, rq.root.len, &nothing);
 }

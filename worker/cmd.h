@@ -12,7 +12,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "worker/base/shape.h"
 #include "worker/msg.h"
 #include "worker/route.h"
 #include "worker/state.h"
@@ -40,8 +39,10 @@ static inline bool cmd_get(const struct req *rq, enum msg_key key, struct json_v
 /* Fills in known and others from json and root. */
 void cmd_index(struct req *rq);
 void cmd_frame(struct conn *c, const char *text, size_t len, const struct frame_seen *seen);
-/* The same for one that looks like an earlier one of those that come all the time. */
-void cmd_shaped(struct conn *c, const struct shape_found *f);
+/* Does a frame that looks like an earlier one, of those that come all the time, stand at the scanner's
+ * place? Then the scanner is behind it, and cmd_run() executes it: at once, before anything else. */
+bool cmd_fits(struct conn *c, const char *buf, size_t len);
+void cmd_run(struct conn *c);
 void cmd_bad_frame(struct conn *c, const char *why);
 void cmd_ping(struct conn *c);		/* a PING of ours */
 

@@ -299,7 +299,8 @@ struct chat { bool group, has_cid; char cid[PROTO_CID_MAX + 1]; size_t cid_len; 
 static void accept_chat(struct conn *c, const struct req *rq, const struct chat *ch)
 {
 	struct msg_parts parts = { .sender = atomic_load(&c->r->user), .rcpt = ch->rcpt,
-	    .group = ch->group, .ts = clock_wall_ms(), .time_text = now_text() };
+	    .group = ch->group, .ts = clock_wall_ms(), .time_text = now_text(),
+	    .time_len = 19 };
 
 	parts.name = login_name(c, &parts.name_len);
 	(void)cmd_get(rq, MSG_K_MSG, &parts.msg);
@@ -408,6 +409,11 @@ static void look_up(struct conn *c, const struct req *rq, const struct chat *ch,
 	store_submit(wk->store, j);
 }
 
+static uint32_t id_of(int64_t n)
+{
+	return n > 0 && n <= PROTO_ID_MAX ? (uint32_t)n : 0;
+}
+
 /* What stands for the recipient in lanes: its id, or a hash of the name that was given. */
 static uint32_t lane_key(const struct json_val *ref)
 {
@@ -415,7 +421,7 @@ static uint32_t lane_key(const struct json_val *ref)
 	uint32_t h = 2166136261u;
 
 	if (json_int(ref, &n) == JSON_OK)
-		return n > 0 && n <= PROTO_ID_MAX ? (uint32_t)n : 0;
+		return id_of(n);
 	for (uint32_t i = 0; i < ref->len; i++)
 		h = (h ^ (unsigned char)ref->raw[i]) * 16777619u;
 	return h | 0x80000000u;		/* no id is that large */
@@ -439,13 +445,24 @@ static bool over_rate(struct conn *c, const struct req *rq, const struct chat *c
 	return false;			/* this one is taken, the next ones wait */
 }
 
+/* As nearly all are: nothing is wrong with it, and its recipient is a number. */
+static bool is_plain(const struct req *rq, const struct json_val *ref, int64_t *to_r)
+{
+	return rq->known[MSG_K_MSG].type == JSON_STRING && rq->known[MSG_K_ID].type == JSON_NONE &&
+	    rq->known[MSG_K_NAME].type == JSON_NONE && (rq->known[MSG_K_TIME].type == JSON_NONE ||
+	    rq->known[MSG_K_TIME].type == JSON_STRING) && json_int(ref, to_r) == JSON_OK;
+}
+
 static void chat(struct conn *c, const struct req *rq, bool group)
 {
-	struct chat ch = { .group = group };
-	struct json_val ref;
+	struct chat ch;
+	struct json_val ref = rq->known[group ? MSG_K_GROUPID : c->r->dialect == DIALECT_CLASSIC ?
+	    MSG_K_TOID : MSG_K_TO];
 	char why[80];
+	int64_t to;
 	int has = get_cid(c, rq, ch.cid, &ch.cid_len);
-	enum proto_errno e = cmd_check(c, rq, why, sizeof why);
+	bool plain = is_plain(rq, &ref, &to);
+	enum proto_errno e = plain ? E_OK : cmd_check(c, rq, why, sizeof why);
 
 	if (e == E_OK && has < 0) {
 		e = E_MALFORMED;
@@ -460,14 +477,13 @@ static void chat(struct conn *c, const struct req *rq, bool group)
 		cmd_chat_refuse(c, rq, e, why, 0);
 		return;
 	}
-	(void)cmd_get(rq, group ? MSG_K_GROUPID : c->r->dialect == DIALECT_CLASSIC ? MSG_K_TOID :
-	    MSG_K_TO, &ref);
+	ch.group = group;
 	ch.has_cid = has == 1;
 	if (ch.has_cid)
 		auth_mid(atomic_load(&c->r->user), ch.cid, ch.cid_len, ch.mid);
 	else
 		fresh_mid(ch.mid);
-	ch.rcpt = lane_key(&ref);
+	ch.rcpt = plain ? id_of(to) : lane_key(&ref);
 	if (ch.has_cid && refused_before(c, group, ch.rcpt, ch.mid)) {
 		cmd_chat_refuse(c, rq, E_AGAIN, REFUSED_TEXT, 200);
 		return;

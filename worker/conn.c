@@ -593,7 +593,6 @@ static bool read_header(struct conn *c)
 
 void conn_parse(struct conn *c)
 {
-	static struct shape_found found;
 	struct rec *r = c->r;
 	struct frame_seen seen;
 	int frames = 0;
@@ -612,9 +611,8 @@ void conn_parse(struct conn *c)
 			return;
 		}
 		size_t len = (size_t)(r->rend - ch->base);
-		bool shaped = shape_next(wk->shapes, &c->scan, (char *)ch->data, len,
-		    wk->conf.max_frame, &found);
-		enum frame_rc rc = shaped ? FRAME_ONE : frame_find(&c->scan, (char *)ch->data, len,
+		bool fits = cmd_fits(c, (char *)ch->data, len);
+		enum frame_rc rc = fits ? FRAME_ONE : frame_find(&c->scan, (char *)ch->data, len,
 		    wk->conf.max_frame, &start, &end, &seen);
 		if (rc == FRAME_MORE) {
 			if (frame_idle(&c->scan)) {
@@ -637,8 +635,8 @@ void conn_parse(struct conn *c)
 		}
 		COUNT(frames_in);
 		r->rpos = ch->base + c->scan.pos;
-		if (shaped)
-			cmd_shaped(c, &found);
+		if (fits)
+			cmd_run(c);
 		else
 			cmd_frame(c, (char *)ch->data + start, end - start, &seen);
 	}
@@ -671,6 +669,7 @@ static void conn_read(struct conn *c)
 		COUNT_N(bytes_in, (uint64_t)n);
 		c->last_ms = clock_ms();
 		c->ping_sent = false;
+		session_heard(c);
 		conn_parse(c);
 		return;
 	}

@@ -99,21 +99,25 @@ void msg_free(uint32_t ref)
 	chunk_free(wk->region, ref);
 }
 
+/* Four bytes as eight hexadecimal digits. */
+static void hex8(const unsigned char in[4], char out[8])
+{
+	uint32_t four;
+	uint64_t x;
+
+	memcpy(&four, in, 4);
+	x = four;		/* eight nibbles, a byte each; then 0 to 9 are digits, the rest letters */
+	x = (x | x << 16) & 0x0000ffff0000ffffu;
+	x = (x | x << 8) & 0x00ff00ff00ff00ffu;
+	x = (x >> 4 | x << 8) & 0x0f0f0f0f0f0f0f0fu;
+	x += 0x3030303030303030u + ((x + 0x0606060606060606u) >> 4 & 0x0101010101010101u) * 39;
+	memcpy(out, &x, 8);
+}
+
 void msg_hex(const unsigned char mid[16], char out[33])
 {
-	/* Four bytes become eight nibbles, a byte each; then 0 to 9 are digits, and the rest letters. */
-	for (int i = 0; i < 4; i++) {
-		uint32_t four;
-		uint64_t x;
-
-		memcpy(&four, mid + 4 * i, 4);
-		x = four;
-		x = (x | x << 16) & 0x0000ffff0000ffffu;
-		x = (x | x << 8) & 0x00ff00ff00ff00ffu;
-		x = (x >> 4 | x << 8) & 0x0f0f0f0f0f0f0f0fu;
-		x += 0x3030303030303030u + ((x + 0x0606060606060606u) >> 4 & 0x0101010101010101u) * 39;
-		memcpy(out + 8 * i, &x, 8);
-	}
+	for (int i = 0; i < 4; i++)
+		hex8(mid + 4 * i, out + 8 * i);
 	out[32] = '\0';
 }
 
@@ -152,12 +156,12 @@ static char *put_ts(char *p, uint64_t ts)
 	return put(p, text, len);
 }
 
-/* Quoted, and escaped where it must be. */
-static char *put_text(char *p, const char *s, size_t len)
+/* Quoted; PLAIN: nothing in it must be escaped. */
+static char *put_text(char *p, const char *s, size_t len, bool plain)
 {
 	struct json_out w;
 
-	if (!json_is_plain(s, len)) {
+	if (!plain) {
 		json_out_init(&w, p, len * 6 + 2);
 		json_put_text(&w, s, len);
 		return p + w.len;
@@ -166,12 +170,6 @@ static char *put_text(char *p, const char *s, size_t len)
 	p = put(p, s, len);
 	*p++ = '"';
 	return p;
-}
-
-/* Bytes that put_text() needs at the most. */
-static size_t text_max(const char *s, size_t len)
-{
-	return (json_is_plain(s, len) ? len : len * 6) + 2;
 }
 
 static bool is_group(const struct msg *m)
@@ -247,26 +245,12 @@ enum msg_key msg_key_of(const struct json_val *name)
 	return MSG_K_OTHER;
 }
 
-/* Bytes of the body at the most. */
-static size_t body_max(const struct msg_parts *parts, const struct json_pair *carried, size_t n)
-{
-	size_t max = sizeof "'id':,'name':,'groupid':,'msg':,'time':,'ts':,'mid':'','cid':" + 32 +
-	    20 * 3 + text_max(parts->name, parts->name_len) + parts->msg.len;
-
-	max += parts->time.type == JSON_STRING ? parts->time.len : strlen(parts->time_text) + 2;
-	if (parts->cid != NULL)
-		max += text_max(parts->cid, parts->cid_len);
-	for (size_t i = 0; i < n; i++)
-		max += carried[i].key.len + carried[i].val.len + 2;
-	return max;
-}
-
-static char *put_core(char *p, struct msg *m, const struct msg_parts *parts)
+static char *put_core(char *p, struct msg *m, const struct msg_parts *parts, bool plain)
 {
 	p = put_lit(p, "\"id\":");
 	p = put_num(p, parts->sender);
 	p = put_lit(p, ",\"name\":");
-	p = put_text(p, parts->name, parts->name_len);
+	p = put_text(p, parts->name, parts->name_len, plain);
 	*p++ = ',';
 	m->to_off = parts->group ? 0 : (uint16_t)(p - m->body);
 	p = parts->group ? put_lit(p, "\"groupid\":") : put_lit(p, "\"to\":");
@@ -274,22 +258,15 @@ static char *put_core(char *p, struct msg *m, const struct msg_parts *parts)
 	p = put_lit(p, ",\"msg\":");
 	p = put(p, parts->msg.raw, parts->msg.len);
 	p = put_lit(p, ",\"time\":");
-	if (parts->time.type == JSON_STRING) {
-		p = put(p, parts->time.raw, parts->time.len);
-	} else {
-		*p++ = '"';
-		p = put_lit(p, parts->time_text);
-		*p++ = '"';
-	}
+	p = parts->time.type == JSON_STRING ? put(p, parts->time.raw, parts->time.len) :
+	    put_text(p, parts->time_text, parts->time_len, true);
 	m->core_len = (uint32_t)(p - m->body);
 	return p;
 }
 
-static char *put_tail(char *p, struct msg *m, const struct msg_parts *parts,
+static char *put_tail(char *p, struct msg *m, const struct msg_parts *parts, bool plain,
     const struct json_pair *carried, size_t n)
 {
-	char hex[33];
-
 	for (size_t i = 0; i < n; i++) {
 		*p++ = ',';
 		p = put(p, carried[i].key.raw, carried[i].key.len);
@@ -299,14 +276,14 @@ static char *put_tail(char *p, struct msg *m, const struct msg_parts *parts,
 	p = put_lit(p, ",\"ts\":");
 	p = put_ts(p, parts->ts);
 	p = put_lit(p, ",\"mid\":\"");
-	msg_hex(parts->mid, hex);
-	p = put(p, hex, 32);
+	for (int i = 0; i < 16; i += 4, p += 8)
+		hex8(parts->mid + i, p);
 	*p++ = '"';
 	m->cid_off = m->cid_len = 0;
 	if (parts->cid != NULL) {
 		p = put_lit(p, ",\"cid\":");
 		m->cid_off = (uint32_t)(p + 1 - m->body);
-		p = put_text(p, parts->cid, parts->cid_len);
+		p = put_text(p, parts->cid, parts->cid_len, plain);
 		m->cid_len = (uint32_t)(p - 1 - m->body) - m->cid_off;
 	}
 	return p;
@@ -315,16 +292,24 @@ static char *put_tail(char *p, struct msg *m, const struct msg_parts *parts,
 uint32_t msg_make(enum msg_kind kind, uint32_t sess, uint32_t gen, const struct msg_parts *parts,
     const struct json_pair *carried, size_t n, const char *extra, size_t extra_len)
 {
-	size_t max = body_max(parts, carried, n);
-	uint32_t ref = msg_new(kind, sess, gen, max + extra_len);
+	bool plain_name = json_is_plain(parts->name, parts->name_len);
+	bool plain_cid = parts->cid == NULL || json_is_plain(parts->cid, parts->cid_len);
+	size_t max = sizeof "'id':,'name':'','groupid':,'msg':,'time':'','ts':,'mid':'','cid':''" +
+	    32 + 3 * 20 + parts->name_len * (plain_name ? 1 : 6) + parts->msg.len +
+	    (parts->time.type == JSON_STRING ? parts->time.len : parts->time_len) +
+	    parts->cid_len * (plain_cid ? 1 : 6);
 
+	for (size_t i = 0; i < n; i++)
+		max += carried[i].key.len + carried[i].val.len + 2;
+	uint32_t ref = msg_new(kind, sess, gen, max + extra_len);
 	if (ref == CHUNK_NONE)
 		return ref;
 	struct msg *m = msg_at(ref);
-	char *end = put_tail(put_core(m->body, m, parts), m, parts, carried, n);
-	ensure((size_t)(end - m->body) <= max);
-	memcpy(end, extra, extra_len);
-	m->body_len = (uint32_t)(end - m->body);
+	char *p = put_core(m->body, m, parts, plain_name);
+	p = put_tail(p, m, parts, plain_cid, carried, n);
+	ensure((size_t)(p - m->body) <= max);
+	memcpy(p, extra, extra_len);
+	m->body_len = (uint32_t)(p - m->body);
 	m->req_len = (uint32_t)extra_len;
 	m->sender = parts->sender;
 	m->rcpt = parts->rcpt;

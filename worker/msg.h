@@ -62,23 +62,25 @@ struct msg {
 	_Atomic uint32_t word;		/* seq << 8 | enum msg_state */
 	uint8_t kind, flags;
 	uint16_t to_off;		/* offset of `"to"` in the body, 0 in group messages */
+	uint64_t wend;			/* HELD: delivered when the stream was written up to here */
+	uint32_t body_len;
+	uint32_t n;			/* delivery number of an ack session */
 	uint64_t order;
+	/* what is looked at when a message is delivered is above: one cache line with the chunk's head */
 	uint32_t sender, srec, sgen;	/* who sent it, on which connection */
 	uint32_t rcpt;			/* user, or group of MK_GROUP and MK_GREF */
 	uint32_t rrec, rgen;		/* the session it is for */
 	unsigned char mid[16];
 	uint64_t ts;
 	uint64_t row;			/* MK_ROW: row id; groups: number in the group */
-	uint64_t wend;			/* HELD: delivered when the stream was written up to here */
 	uint64_t since_ms;		/* monotonic, when this worker became its owner */
-	uint32_t n;			/* delivery number of an ack session */
 	uint32_t origin_slot, origin_ref, origin_seq;	/* HELD: the accepting worker's entry */
 	uint32_t origin_gen;		/* HELD, of another host: the accepting worker's generation */
 	uint64_t origin_host, origin_epoch;	/* that host and its life; 0: this host */
 	uint32_t lane_next;		/* OUT: next of its lane */
 	uint32_t far_k;			/* OUT, FAR: its number on the lane; 0 not sent, FAR_REFUSED */
 	uint32_t req_len;		/* OUT: the sender's `req`, behind the body; not copied */
-	uint32_t body_len, core_len;
+	uint32_t core_len;
 	uint32_t cid_off, cid_len;	/* the cid's text in the body, without quotes */
 	char body[];
 };
@@ -142,6 +144,7 @@ struct msg_parts {
 	size_t name_len;
 	struct json_val msg, time;		/* time.type JSON_NONE: time_text stands for it */
 	const char *time_text;			/* needs no escaping */
+	size_t time_len;
 	uint64_t ts;
 	unsigned char mid[16];
 	const char *cid;			/* plain text; NULL: none */

@@ -498,6 +498,16 @@ void session_written(struct conn *c)
 		timer_set(&c->confirm, clock_ms() + ARRIVAL_MS, on_arrival);
 }
 
+/* What a client sends acknowledges what it was sent: the best moment to ask. */
+void session_heard(struct conn *c)
+{
+	if (c->held < ASK_EVERY || !c->bound || c->r->ack)
+		return;
+	ask_arrived(c);
+	release_arrived(c);
+	c->ask_at = c->held + 2 * ASK_EVERY;
+}
+
 void session_closing(struct conn *c)
 {
 	if (c->bound && !c->r->ack)

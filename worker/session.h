@@ -56,6 +56,8 @@ void session_held_until(struct conn *c, uint32_t from_ref);
 /* RECEIVED n: 0, or -1 when n was never written. */
 int session_received(struct conn *c, int64_t n);
 
+/* conn.c: bytes came in; they are looked at afterwards. */
+void session_heard(struct conn *c);
 /* Bytes went out: what that delivers. */
 void session_written(struct conn *c);
 /* The greeting was queued: the session is live, or drains first. */

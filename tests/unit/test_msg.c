@@ -55,7 +55,7 @@ struct sent { const char *frame, *name, *cid; bool group; };
 static uint32_t entry(const struct sent *s)
 {
 	struct msg_parts parts = { .sender = 7, .rcpt = 12, .group = s->group, .name = s->name,
-	    .name_len = strlen(s->name), .time_text = "2026-01-31 10:11:12", .ts = 1234567890123,
+	    .name_len = strlen(s->name), .time_text = "2026-01-31 10:11:12", .time_len = 19, .ts = 1234567890123,
 	    .cid = s->cid, .cid_len = s->cid != NULL ? strlen(s->cid) : 0 };
 	static struct json_pair carried[32];
 	struct json_val root;

@@ -118,28 +118,35 @@ static const char *fit(const struct shape *s, const char *p, const char *end, st
 	}
 }
 
-static void fill(const struct shape *s, const struct span *holes, struct shape_found *f)
+static void fill(const struct shape *s, const struct span *holes, struct shape_found *f,
+    struct json_val *known, struct json_pair *others)
 {
-	f->n = s->n;
 	f->cookie = s->cookie;
+	f->nothers = 0;
 	for (unsigned i = 0; i < s->n; i++) {
 		const struct place *pl = &s->place[i];
-		struct json_pair *p = &f->pair[i];
+		struct json_val *v = &known[pl->tag];
 
-		f->tag[i] = pl->tag;
-		p->key.raw = s->text + pl->key_at;
-		p->key.len = pl->key_len;
-		p->key.tok = -1;
-		p->key.type = JSON_STRING;
-		p->val.raw = pl->hole != HOLE_END ? holes[pl->val_at].p : s->text + pl->val_at;
-		p->val.len = pl->hole != HOLE_END ? holes[pl->val_at].len : pl->val_len;
-		p->val.tok = -1;
-		p->val.type = (enum json_type)pl->val_type;
+		if (pl->tag == 0) {
+			struct json_val *k = &others[f->nothers].key;
+
+			k->raw = s->text + pl->key_at;
+			k->len = pl->key_len;
+			k->tok = -1;
+			k->type = JSON_STRING;
+			v = &others[f->nothers++].val;
+		} else if (pl->val_type == JSON_NULL) {
+			continue;
+		}
+		v->raw = pl->hole != HOLE_END ? holes[pl->val_at].p : s->text + pl->val_at;
+		v->len = pl->hole != HOLE_END ? holes[pl->val_at].len : pl->val_len;
+		v->tok = -1;
+		v->type = (enum json_type)pl->val_type;
 	}
 }
 
 bool shape_next(struct shapes *t, struct frame *f, const char *buf, size_t len, size_t max,
-    struct shape_found *found)
+    struct shape_found *found, struct json_val *known, struct json_pair *others)
 {
 	size_t at = frame_gap(f, buf, len);
 	const char *p = buf + at, *end = buf + (len - at > max ? at + max : len);
@@ -158,9 +165,9 @@ bool shape_next(struct shapes *t, struct frame *f, const char *buf, size_t len, 
 		t->v[i].used = ++t->clock;
 		found->text = p;
 		found->len = (size_t)(behind - p);
-		fill(&t->v[i], holes, found);
+		fill(&t->v[i], holes, found, known, others);
 		f->pos = (uint32_t)(behind - buf);
-		f->values = (uint16_t)(found->n + 1);
+		f->values = (uint16_t)(t->v[i].n + 1);
 		return true;
 	}
 	return false;

@@ -28,12 +28,10 @@ struct frame;
 struct shapes;
 
 struct shape_found {
-	const char *text;			/* the frame */
+	const char *text;		/* the frame */
 	size_t len;
-	int32_t cookie;				/* as given to shape_learn() */
-	unsigned n;
-	struct json_pair pair[SHAPE_MEMBERS];	/* not for json_count() and its like: tok is -1 */
-	uint8_t tag[SHAPE_MEMBERS];
+	int32_t cookie;			/* as given to shape_learn() */
+	unsigned nothers;
 };
 
 struct shapes *shapes_new(void);		/* NULL: out of memory */
@@ -41,15 +39,17 @@ void shapes_free(struct shapes *t);
 
 /*
  * Is there a whole frame at the scanner's place (between frames only) that fits a shape, and is not
- * longer than MAX? Then the scanner goes on behind it. Else nothing has changed.
+ * longer than MAX? Then the scanner goes on behind it, each value goes to KNOWN[its tag] unless
+ * it is null, and members of tag 0 go to OTHERS (SHAPE_MEMBERS of room), in order. Values are not
+ * for json_count() and its like: their tok is -1. Else nothing has changed.
  */
 bool shape_next(struct shapes *t, struct frame *f, const char *buf, size_t len, size_t max,
-    struct shape_found *found);
+    struct shape_found *found, struct json_val *known, struct json_pair *others);
 
 /*
  * Remembers the shape of a simple frame with these members. TAG says of each what its name means
- * (any number but FIXED); COOKIE goes with it. The value of member FIXED (an index; -1: none) becomes part of
- * the shape. What does not fit the limits is not remembered.
+ * to the caller, 0: nothing; COOKIE goes with it. The value of member number FIXED (-1: none) becomes
+ * part of the shape. What does not fit the limits is not remembered.
  */
 void shape_learn(struct shapes *t, const char *text, size_t len, const struct json_pair *pairs,
     const uint8_t *tags, size_t n, int fixed, int32_t cookie);
