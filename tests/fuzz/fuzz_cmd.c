@@ -26,6 +26,7 @@
 #include "worker/auth.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
+#include "worker/base/shape.h"
 #include "worker/cmd.h"
 #include "worker/conn.h"
 #include "worker/group.h"
