@@ -277,6 +277,7 @@ static void fill(struct host *h, struct json *j, const struct json_val *obj)
 	struct json_val v;
 
 	text_in(j, obj, "address", h->address, sizeof h->address);
+	text_in(j, obj, "direct", h->direct, sizeof h->direct);
 	text_in(j, obj, "version", h->version, sizeof h->version);
 	h->weight = number_in(j, obj, "weight");
 	h->workers = number_in(j, obj, "workers");
@@ -374,24 +375,46 @@ static void read_registry(void)
 /* ---- our entry ---- */
 
 /* The first TCP listener, unless nobody can connect to what it says. */
-static const char *own_address(void)
+/* An address of the configuration that somebody else can use, or "". Static memory. */
+static const char *listener_address(const struct conf_listen *l)
 {
 	static char text[128];
+
+	if (strcmp(l->host, "0.0.0.0") == 0 || strcmp(l->host, "::") == 0)
+		return "";
+	snprintf(text, sizeof text, strchr(l->host, ':') != NULL ? "[%s]:%u" : "%s:%u", l->host, l->port);
+	return text;
+}
+
+static const char *own_address(void)
+{
 	const struct conf *cf = &wk->conf;
 
 	if (*cf->advertise != '\0')
 		return cf->advertise;
+	for (unsigned i = 0; i < cf->nlisten; i++)
+		if (cf->listen[i].host != NULL)
+			return listener_address(&cf->listen[i]);
+	return "";
+}
+
+/* A listener that wants a PROXY header is of no use to a client: then it is another one, or none. */
+static const char *direct_address(void)
+{
+	const struct conf *cf = &wk->conf;
+	const struct conf_listen *open = NULL;
+	bool proxy = false;
+
+	if (*cf->advertise_direct != '\0')
+		return cf->advertise_direct;
 	for (unsigned i = 0; i < cf->nlisten; i++) {
 		const struct conf_listen *l = &cf->listen[i];
 
-		if (l->host == NULL)
-			continue;
-		if (strcmp(l->host, "0.0.0.0") == 0 || strcmp(l->host, "::") == 0)
-			return "";
-		snprintf(text, sizeof text, strchr(l->host, ':') != NULL ? "[%s]:%u" : "%s:%u", l->host, l->port);
-		return text;
+		proxy |= l->proxy;
+		if (open == NULL && l->host != NULL && !l->proxy && l->dialect == CONF_PLAIN)
+			open = l;
 	}
-	return "";
+	return !proxy ? own_address() : open != NULL ? listener_address(open) : "";
 }
 
 static void fill_self(struct host *h)
@@ -408,6 +431,7 @@ static void fill_self(struct host *h)
 	h->draining = cluster_draining();
 	h->seen_ms = clock_ms();
 	snprintf(h->address, sizeof h->address, "%s", own_address());
+	snprintf(h->direct, sizeof h->direct, "%s", direct_address());
 }
 
 static void put_entry(const struct host *h, char *out, size_t cap)
@@ -421,6 +445,7 @@ static void put_entry(const struct host *h, char *out, size_t cap)
 	json_kv_str(&w, "epoch", n);
 	json_kv_str(&w, "id", h->id);
 	json_kv_str(&w, "address", h->address);
+	json_kv_str(&w, "direct", h->direct);
 	json_kv_str(&w, "version", h->version);
 	json_kv_int(&w, "weight", h->weight);
 	json_kv_int(&w, "workers", h->workers);
@@ -528,9 +553,9 @@ void hosts_put_try(struct json_out *w)
 	for (unsigned i = 0; i < nhosts && told < 8; i++) {
 		const struct host *h = &table[(from + i) % nhosts];
 
-		if (h->self || !h->alive || h->draining || h->address[0] == '\0')
+		if (h->self || !h->alive || h->draining || h->direct[0] == '\0')
 			continue;
-		json_put_text(w, h->address, strlen(h->address));
+		json_put_text(w, h->direct, strlen(h->direct));
 		told++;
 	}
 }

@@ -33,7 +33,8 @@
 struct host {
 	uint64_t key, epoch;
 	char id[HOST_ID_MAX + 1];
-	char address[128];		/* what clients and nginx connect to; "" where it names none */
+	char address[128];		/* what nginx, or clients, connect to; "" where it names none */
+	char direct[128];		/* what clients are told to connect to (`try`); "": nothing */
 	char version[24];
 	uint32_t weight, workers, connections, sessions;
 	bool self, alive, draining;

@@ -6,6 +6,7 @@ import time
 import pytest
 
 from parleytest import *
+from parleytest.daemon import free_port
 
 CLUSTER = {"hosts": 3}
 pytestmark = needs_redis
@@ -118,6 +119,20 @@ def test_drain_refuses_and_names_others(make_cluster):
     cluster[1].ctl_ok("drain")
     cluster[2].ctl_ok("drain")
     wait_until(lambda: refused_login(cluster[0], account).get("try", []) == [], 10, "nobody is left to try")
+
+
+def test_clients_are_not_sent_to_what_is_for_a_proxy(make_cluster):
+    """nginx is to use one listener, clients another; `try` names that."""
+    cluster = make_cluster(hosts=2, start=False)
+    for host in cluster:
+        inner = "%s:%d" % (host.ip, free_port())
+        host.conf.update(listen=[inner + " proxy"] + host.conf["listen"], advertise=inner)
+        host.write_conf()
+    cluster.start()
+    account = cluster.accounts(1)[0]
+    assert cluster[1].hosts()["h2"]["address"] == cluster[1].conf["advertise"]
+    cluster[0].ctl_ok("drain")
+    assert refused_login(cluster[0], account)["try"] == ["%s:%d" % (cluster[1].ip, cluster[1].port)]
 
 
 def test_drain_sends_everybody_away(make_cluster):

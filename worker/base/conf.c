@@ -183,8 +183,11 @@ static const struct key keys[] = {
 	    "What names in Redis begin with; hosts with the same one are one cluster. Letters, digits, "
 	    "_ . and -, at most 32."),
 	TEXT(advertise, "", RELOAD, conf_advertise_check,
-	    "HOST:PORT that clients and nginx reach this host at. Empty: its first TCP listener, unless "
+	    "HOST:PORT that nginx, or clients, reach this host at. Empty: its first TCP listener, unless "
 	    "that is every address."),
+	TEXT(advertise_direct, "", RELOAD, conf_advertise_check,
+	    "HOST:PORT that clients of a draining host are sent to. Empty: as advertise, or where a "
+	    "listener is for a proxy, the first that is for clients."),
 	COUNT(weight, "1", 1, 1000, RELOAD,
 	    "The share of connections that this host gets, beside those of the others."),
 	TIME(heartbeat_ms, heartbeat_ms, "2000", 50, 60000, "ms", 1, 1, RELOAD,

@@ -100,7 +100,8 @@ struct conf {
 	char *redis;			/* "" = no cluster; redis_url.h reads it */
 	char *redis_password_file;	/* "" = none; first line, used where the URL has no password */
 	char *cluster;			/* what names in Redis begin with; [A-Za-z0-9_.-]{1,32}; parley */
-	char *advertise;		/* what clients and nginx connect to; "" = the first TCP listener */
+	char *advertise;		/* what nginx, or clients, connect to; "" = the first TCP listener */
+	char *advertise_direct;		/* where clients of a draining host are sent; "" = see conf.c */
 	uint32_t weight;		/* among the hosts, 1..1000; 1 */
 	uint32_t heartbeat_ms;		/* 2000 */
 	uint32_t host_timeout_ms;	/* 8000; at least 2 * heartbeat_ms */
