@@ -172,7 +172,6 @@ static void load(struct conn *c)
 	j->id = c->login->user;
 	cluster_looks_now(c);
 	greet_mark(c, group_hint_mark());
-	cluster_looking(c);
 	store_submit(wk->store, j);
 }
 
