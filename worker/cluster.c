@@ -34,11 +34,13 @@
 #define LOOK_STEP   128u		/* connections a step */
 #define LOOK_STORE  256		/* store jobs waiting: the round pauses */
 #define STALE_MS    2000u		/* a leader without a heartbeat for that long leads no more */
+#define SETTLE_MS   2000u		/* and host_timeout_ms: to notice a death, and to look into the store */
 #define LEAVE_MS    1000u		/* for the last answers of Redis */
 
 static struct timer tick, look_timer, drain_timer;
 static bool leading, begun, missed_again, look_again, look_late, some_wait;
 static uint64_t beat_ms, missed_ms;
+static uint64_t upset_ms;		/* when Redis was last away, or new, or a host's life over; 0: never */
 static uint32_t lapses_seen, registry_seen, look_at, looks;
 static uint32_t drain_at;
 static uint64_t drain_tick_ms;
@@ -59,6 +61,11 @@ bool cluster_on(void)
 bool cluster_up(void)
 {
 	return bus_up();
+}
+
+bool cluster_settled(void)
+{
+	return bus_up() && (upset_ms == 0 || clock_ms() - upset_ms >= wk->conf.host_timeout_ms + SETTLE_MS);
 }
 
 bool cluster_leads(void)
@@ -150,11 +157,6 @@ static void look(struct conn *c, void *arg)
 		some_wait = true;
 }
 
-void cluster_looks_now(struct conn *c)
-{
-	c->looked = looks;
-}
-
 void cluster_look_first(struct conn *c)
 {
 	if (c->looked == looks && bus_up() && !claim_restoring() &&
@@ -219,6 +221,9 @@ void cluster_missed(void)
 
 static void on_bus_up(void)
 {
+	/* It was away; and not just not yet connected to. */
+	if (upset_ms != 0 || clock_ms() > atomic_load(&wk->s->spawned_ms) + SETTLE_MS)
+		upset_ms = clock_ms();
 	atomic_store(&wk->s->bus_up, 1);
 	COUNT(bus_connects);
 	look_at_lead();
@@ -230,6 +235,7 @@ static void on_bus_up(void)
 
 static void on_bus_down(void)
 {
+	upset_ms = clock_ms();
 	atomic_store(&wk->s->bus_up, 0);
 	link_drop_all();
 	notice_bus_down();
@@ -260,6 +266,7 @@ static void on_host_came(struct host *h)
 
 static void on_host_gone(struct host *h, uint64_t epoch)
 {
+	upset_ms = clock_ms();
 	link_host_gone(h);
 	route_host_gone(h, epoch);
 	call_host_gone(h, epoch);
@@ -268,6 +275,7 @@ static void on_host_gone(struct host *h, uint64_t epoch)
 
 static void on_reborn(void)
 {
+	upset_ms = clock_ms();
 	log_warn("Redis has forgotten everything, or is another one: claims are made again");
 	claim_restore();
 	cluster_missed();

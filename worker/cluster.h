@@ -23,6 +23,9 @@ int cluster_init(void);
 bool cluster_ready(void);
 bool cluster_on(void);			/* configured */
 bool cluster_up(void);			/* and Redis answers */
+/* Redis has answered, and no host has died, for so long that claims are there again, and that all have
+ * looked into the store for what the dead had no time to tell. */
+bool cluster_settled(void);
 bool cluster_leads(void);		/* this worker reads the channel */
 /* Messages to this host may have been lost: every session of the host looks into the store (all workers). */
 void cluster_missed(void);
@@ -33,7 +36,6 @@ void cluster_look_again(void);
  * and it has not yet, it does so first, because what was stored is older.
  */
 struct conn;
-void cluster_looks_now(struct conn *c);		/* a login: its claim is made, now it reads the store */
 void cluster_look_first(struct conn *c);
 void cluster_turn_end(void);
 /* The worker ends in order; its loop does not run any more. */

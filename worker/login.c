@@ -170,7 +170,6 @@ static void load(struct conn *c)
 	struct store_job *j = job_new(c, STORE_LOAD, loaded);
 
 	j->id = c->login->user;
-	cluster_looks_now(c);
 	greet_mark(c, group_hint_mark());
 	store_submit(wk->store, j);
 }
@@ -286,7 +285,11 @@ static void claimed(uint32_t rec, uint32_t gen, enum claim_rc rc, const struct c
 		load(c);
 		break;
 	case CLAIM_OURS:
-		c->r->flags &= (uint8_t)~REC_UNSURE;
+		/* Right after trouble a former claim may have been lost with it. */
+		if (cluster_settled())
+			c->r->flags &= (uint8_t)~REC_UNSURE;
+		else
+			c->r->flags |= REC_UNSURE;
 		c->claiming = false;
 		load(c);
 		break;

@@ -103,7 +103,6 @@ void presence_turn_end(void) { }
 void presence_unindex(struct conn *c) { (void)c; }
 void route_forget_sure(struct conn *c) { (void)c; }
 void route_poll(void) { }
-void route_forget_sure(struct conn *c) { (void)c; }
 
 void claim_release(uint32_t user, uint64_t number) { (void)user; (void)number; }
 
