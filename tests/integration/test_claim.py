@@ -53,6 +53,7 @@ class Book:
             self.readers[name]("SUBSCRIBE", "p:to:" + name)
 
     def take(self, user, host, epoch, login, number, over="", redis=None):
+        """[0, former claim of a host that may live, 1 where it was another host's] or [1 or 2, claim]."""
         return (redis or self.redis)("EVAL", self.scripts["take"], 1, "p:user:%d" % user, host, epoch, login,
                                      number, over, GRACE, "p:host:", "p:to:", "p:silent:")
 
@@ -89,7 +90,7 @@ def book(redis_of_module):
 def test_free_then_taken(book):
     book.host("a", 1)
     book.host("b", 2)
-    assert book.take(7, "a", 1, 100, 1) == [0, ""]
+    assert book.take(7, "a", 1, 100, 1) == [0, "", 0]
     assert book.claim(7) == "a 1 100 1"
     assert book.take(7, "b", 2, 200, 1) == [1, "a 1 100 1"]
     assert book.claim(7) == "a 1 100 1"
@@ -98,17 +99,17 @@ def test_free_then_taken(book):
 
 def test_ours_whatever_epoch(book):
     book.host("a", 1)
-    assert book.take(7, "a", 1, 100, 1) == [0, ""]
-    assert book.take(7, "a", 1, 200, 2) == [0, ""]
+    assert book.take(7, "a", 1, 100, 1) == [0, "", 0]
+    assert book.take(7, "a", 1, 200, 2) == [0, "", 0]
     assert book.claim(7) == "a 1 200 2"
-    assert book.take(7, "a", 9, 300, 1) == [0, ""]      # numbers begin anew with a life
+    assert book.take(7, "a", 9, 300, 1) == [0, "", 0]      # numbers begin anew with a life
     assert book.claim(7) == "a 9 300 1"
 
 
 def test_an_older_login_of_ours_gives_way(book):
     """Executed late, behind the claim of the login that followed it."""
     book.take(7, "a", 1, 200, 12)
-    assert book.take(7, "a", 1, 100, 9) == [0, ""]
+    assert book.take(7, "a", 1, 100, 9)[0] == 0
     assert book.claim(7) == "a 1 200 12"
     assert book.restore("a", 1, (7, 100, 9, "s")) == []
     assert book.claim(7) == "a 1 200 12"
@@ -129,14 +130,14 @@ def test_of_a_host_without_entry_and_reader(book):
     book.host("a", 1, entry=False, reader=False)
     book.take(7, "a", 1, 100, 1)
     assert book.where(7) is None
-    assert book.take(7, "b", 2, 50, 1) == [0, ""]
+    assert book.take(7, "b", 2, 50, 1) == [0, "", 1]
 
 
 def test_of_another_epoch(book):
     book.host("a", 2)
     book.take(7, "a", 1, 100, 1)
     assert book.where(7) is None
-    assert book.take(7, "b", 2, 50, 1) == [0, ""]
+    assert book.take(7, "b", 2, 50, 1) == [0, "", 1]
 
 
 @pytest.mark.parametrize("entry, reader", [(True, False), (False, True)])
@@ -150,7 +151,7 @@ def test_grace(book, entry, reader):
     assert book.claim(7) == "a 1 100 1"
     answers = []
     wait_until(lambda: answers.append(book.take(7, "b", 2, 200, 1)) or answers[-1][0] == 0, 10)
-    assert answers[-1] == [0, "a 1 100 1"]              # and whose it was, who may yet live
+    assert answers[-1] == [0, "a 1 100 1", 1]              # and whose it was, who may yet live
     assert book.claim(7) == "b 2 200 1"
 
 
@@ -171,14 +172,14 @@ def test_over(book):
     book.host("a", 1)
     book.take(7, "a", 1, 100, 1)
     assert book.take(7, "b", 2, 200, 1, over="a 1 100 2")[0] == 1
-    assert book.take(7, "b", 2, 200, 1, over="a 1 100 1") == [0, ""]
+    assert book.take(7, "b", 2, 200, 1, over="a 1 100 1") == [0, "", 1]
     assert book.claim(7) == "b 2 200 1"
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "a 1 2", "a 1 2 3 4", "a x 2 3"])
 def test_what_is_no_claim_is_free(book, text):
     book.redis("SET", "p:user:7", text)
-    assert book.take(7, "b", 2, 200, 1) == [0, ""]
+    assert book.take(7, "b", 2, 200, 1) == [0, "", 0]
 
 
 @pytest.mark.parametrize("text", ["nonsense", "[]", "3", "{}"])
@@ -192,7 +193,7 @@ def test_entry_that_cannot_be_read_counts_as_alive(book, text):
 def test_large_numbers_keep_their_digits(book):
     big = 2 ** 64 - 1
     book.host("a", big)
-    assert book.take(7, "a", big, 1700000000123, 1) == [0, ""]
+    assert book.take(7, "a", big, 1700000000123, 1) == [0, "", 0]
     assert book.claim(7) == "a %d 1700000000123 1" % big
     assert book.take(7, "b", big - 1, 1700000000124, 1)[0] == 1
 
