@@ -101,6 +101,7 @@ void presence_free_list(struct conn *c) { (void)c; }
 void presence_left(uint32_t user) { assert_int_equal(user, USER); }
 void presence_turn_end(void) { }
 void presence_unindex(struct conn *c) { (void)c; }
+void route_forget_sure(struct conn *c) { (void)c; }
 void route_poll(void) { }
 
 void claim_release(uint32_t user, uint64_t number) { (void)user; (void)number; }
