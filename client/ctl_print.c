@@ -85,6 +85,19 @@ static const char *or_dash(const char *s)
 
 /* --- One function a kind of answer ------------------------------------------------------------ */
 
+/* "123 456" of [123,456]. */
+static const char *pids(struct print *p, const struct json_val *o, const char *name)
+{
+	static char out[64];
+	char *to = out;
+
+	for (const char *from = field(p, o, name); *from != '\0' && to < out + sizeof out - 1; from++)
+		if (*from != '[' && *from != ']')
+			*to++ = *from == ',' ? ' ' : *from;
+	*to = '\0';
+	return out;
+}
+
 static void status(struct print *p, const struct json_val *o)
 {
 	struct json_val list, w;
@@ -96,17 +109,18 @@ static void status(struct print *p, const struct json_val *o)
 	    field(p, o, "users_online"), field(p, o, "connections"), field(p, o, "max_sessions"),
 	    field(p, o, "conf_version"), field(p, o, "repairs"));
 	printf("workers %s of %s ready\n\n", field(p, o, "workers_ready"), field(p, o, "workers_wanted"));
-	printf("%6s %8s %5s %-9s %8s %12s %9s %9s %7s %11s %11s %6s\n", "WORKER", "PID", "GEN", "STATE",
-	    "RESTARTS", "HEARTBEAT", "CONNECTED", "SESSIONS", "STORE", "IN", "OUT", "QUEUE");
+	printf("%6s %8s %5s %-9s %8s %12s %9s %9s %7s %11s %11s %6s%s\n", "WORKER", "PID", "GEN", "STATE",
+	    "RESTARTS", "HEARTBEAT", "CONNECTED", "SESSIONS", "STORE", "IN", "OUT", "QUEUE",
+	    strcmp(field(p, o, "immortal"), "true") == 0 ? "  TWINS" : "");
 	if (!json_get(p->parser, o, "workers", &list))
 		return;
 	for (struct json_it it = json_it(p->parser, &list); json_next(p->parser, &it, NULL, &w); )
-		printf("%6s %8s %5s %-9s %8s %9s ms %9s %9s %7s %11" PRId64 " %11" PRId64 " %6" PRId64 "\n",
+		printf("%6s %8s %5s %-9s %8s %9s ms %9s %9s %7s %11" PRId64 " %11" PRId64 " %6" PRId64 "  %s\n",
 		    field(p, &w, "slot"), field(p, &w, "pid"), field(p, &w, "generation"),
 		    field(p, &w, "state"), field(p, &w, "restarts"), field(p, &w, "heartbeat_age_ms"),
 		    field(p, &w, "connections"), field(p, &w, "sessions"), field(p, &w, "store"),
 		    number(p, &w, "messages_in"), number(p, &w, "messages_out"),
-		    number(p, &w, "queue_depth"));
+		    number(p, &w, "queue_depth"), pids(p, &w, "twins"));
 }
 
 static void session(struct print *p, const struct json_val *o)

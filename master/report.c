@@ -61,6 +61,17 @@ static bool in_brief(const char *counter)
 	return strcmp(counter, "messages_in") == 0 || strcmp(counter, "messages_out") == 0;
 }
 
+static void put_twins(struct json_out *w, const struct slot *sh)
+{
+	json_key(w, "twins");
+	json_open(w, '[');
+	for (unsigned k = 0; k < SLOT_TWINS; k++)
+		if (LOAD(sh->twin_pid[k]) != 0)
+			json_put_int(w, LOAD(sh->twin_pid[k]));
+	json_close(w, ']');
+	json_kv_int(w, "twin_deaths", LOAD(sh->twin_deaths));
+}
+
 static void put_worker(struct json_out *w, unsigned i, bool brief)
 {
 	const struct slot *sh = slot_at(i);
@@ -75,6 +86,7 @@ static void put_worker(struct json_out *w, unsigned i, bool brief)
 	json_kv_int(w, "connections", LOAD(sh->connections));
 	json_kv_int(w, "sessions", LOAD(sh->sessions));
 	json_kv_int(w, "restarts", LOAD(sh->restarts));
+	put_twins(w, sh);
 	json_kv_str(w, "store", LOAD(sh->store_up) ? "up" : "down");
 	json_kv_bool(w, "redis_up", LOAD(sh->bus_up) != 0);
 	json_kv_int(w, "region_used", (int64_t)LOAD(sh->region_used));
@@ -156,6 +168,7 @@ char *report_status(const struct report *r, bool brief, size_t *len_r)
 	json_kv_int(&w, "conf_version", LOAD(h->conf_version));
 	json_kv_int(&w, "repairs", LOAD(h->repairs));
 	json_kv_bool(&w, "schema_ready", r->sup->migrate.done);
+	json_kv_bool(&w, "immortal", r->sup->immortal);
 	put_cluster(&w, r);
 	json_key(&w, "workers");
 	json_open(&w, '[');
@@ -179,6 +192,11 @@ static uint64_t g_sessions(const struct slot *sh) { return LOAD(sh->sessions); }
 static uint64_t g_region(const struct slot *sh) { return LOAD(sh->region_used); }
 static uint64_t g_queue(const struct slot *sh) { return LOAD(sh->queue_depth); }
 static uint64_t g_restarts(const struct slot *sh) { return LOAD(sh->restarts); }
+static uint64_t g_twins(const struct slot *sh)
+{
+	return (LOAD(sh->twin_pid[0]) != 0) + (uint64_t)(LOAD(sh->twin_pid[1]) != 0);
+}
+static uint64_t g_twin_deaths(const struct slot *sh) { return LOAD(sh->twin_deaths); }
 static uint64_t g_store(const struct slot *sh) { return LOAD(sh->store_up); }
 static uint64_t g_bus(const struct slot *sh) { return LOAD(sh->bus_up); }
 static uint64_t g_ready(const struct slot *sh) { return LOAD(sh->state) == SLOT_READY; }
@@ -201,7 +219,9 @@ static const struct gauge {
 	{ "store_up", "gauge", "1 while the worker reaches the store", g_store, false },
 	{ "redis_up", "gauge", "1 while the worker reaches Redis (0, too, where none is configured)", g_bus, false },
 	{ "worker_ready", "gauge", "1 while the worker serves", g_ready, false },
-	{ "restarts_total", "counter", "deaths of the worker that were not asked for", g_restarts, false }
+	{ "restarts_total", "counter", "deaths of the worker that were not asked for", g_restarts, false },
+	{ "twins", "gauge", "processes that hold the worker's descriptors besides it", g_twins, false },
+	{ "twin_deaths_total", "counter", "deaths of twins that were not asked for", g_twin_deaths, false }
 };
 #define NGAUGES (sizeof gauges / sizeof *gauges)
 

@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include "master/title.h"
+#include "master/twin.h"
+#include "shm/segment.h"
 #include "worker/base/clock.h"
 #include "worker/base/log.h"
 #include "worker/worker.h"
@@ -52,7 +54,8 @@ static void close_read_ends(struct sup *s, unsigned keep)
 		}
 }
 
-static _Noreturn void run_worker(struct sup *s, unsigned slot)
+/* Closes what is other slots', and says what this one's worker needs. */
+static struct worker_boot settle(struct sup *s, unsigned slot)
 {
 	struct worker_boot boot = { .slot = slot, .gen = s->slot[slot].gen,
 	    .conf = *s->host.conf, .inbox = s->slot[slot].inbox[0],
@@ -64,7 +67,7 @@ static _Noreturn void run_worker(struct sup *s, unsigned slot)
 	boot.listeners = listeners_of(s->host.listeners, slot);
 	memcpy(boot.token_key, s->host.token_key, sizeof boot.token_key);
 	snprintf(boot.host_id, sizeof boot.host_id, "%s", s->host.host_id);
-	_exit(worker_run(&boot));
+	return boot;
 }
 
 pid_t spawn_worker(struct sup *s, unsigned slot)
@@ -81,7 +84,28 @@ pid_t spawn_worker(struct sup *s, unsigned slot)
 		return -errno;
 	if (pid == 0) {
 		become(s, master, &n);
-		run_worker(s, slot);
+		struct worker_boot boot = settle(s, slot);
+		_exit(worker_run(&boot));
+	}
+	return pid;
+}
+
+pid_t spawn_twin(struct sup *s, unsigned slot)
+{
+	static struct twin t;
+	struct names n;
+	pid_t pid;
+
+	t = (struct twin){ .master = getpid(), .conf_version = atomic_load(&shm->head->conf_version) };
+	twin_names(slot, n.ident, n.title, n.comm);
+	fflush(NULL);
+	pid = fork();
+	if (pid < 0)
+		return -errno;
+	if (pid == 0) {
+		become(s, t.master, &n);
+		t.boot = settle(s, slot);
+		twin_run(&t);
 	}
 	return pid;
 }

@@ -14,6 +14,8 @@
 
 /* Forks the worker of SLOT. The slot's generation and state are in place. pid or -errno. */
 pid_t spawn_worker(struct sup *s, unsigned slot);
+/* Forks the first twin of SLOT, number 0; the second and the worker are its to make. pid or -errno. */
+pid_t spawn_twin(struct sup *s, unsigned slot);
 /* Forks the child that makes or migrates the schema. pid or -errno. */
 pid_t spawn_migrate(struct sup *s);
 

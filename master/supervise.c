@@ -23,7 +23,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "master/seats.h"
 #include "master/spawn.h"
+#include "master/twin.h"
 #include "shm/segment.h"
 #include "shm/slots.h"
 #include "worker/base/clock.h"
@@ -57,6 +59,12 @@ static void set_state(unsigned i, enum slot_state state)
 static enum slot_state state_of(unsigned i)
 {
 	return (enum slot_state)atomic_load_explicit(&slot_at(i)->state, memory_order_relaxed);
+}
+
+/* Has slot I a worker that is a process already? */
+static bool is_born(const struct sup *s, unsigned i)
+{
+	return s->slot[i].pid != 0 && s->slot[i].pid != SUP_COMING;
 }
 
 /* --- Orders ----------------------------------------------------------------------------------- */
@@ -112,7 +120,7 @@ static void order(struct sup *s, unsigned i, enum sup_order bit)
 
 static void kill_slot(struct sup *s, unsigned i, int sig)
 {
-	if (s->slot[i].pid > 0)
+	if (is_born(s, i))
 		(void)kill(s->slot[i].pid, sig);
 }
 
@@ -131,6 +139,18 @@ static int open_slots(struct sup *s)
 		s->send_control[i] = p->control[1];
 	}
 	return 0;
+}
+
+static bool can_have_twins(const struct sup *s)
+{
+	char why[200];
+
+	if (!conf(s)->immortal)
+		return false;
+	if (twin_possible(why, sizeof why) == 0)
+		return true;
+	log_warn("immortal is not possible here, and is off: %s", why);
+	return false;
 }
 
 int sup_open(struct sup *s, const struct sup_host *host, char *why, size_t cap)
@@ -158,6 +178,7 @@ int sup_open(struct sup *s, const struct sup_host *host, char *why, size_t cap)
 		snprintf(why, cap, "epoll: %s", strerror(errno));
 		goto fail;
 	}
+	s->immortal = can_have_twins(s);
 	return 0;
 fail:
 	sup_close(s);
@@ -201,8 +222,10 @@ static void begin_rebuild(struct sup *s, unsigned by, const char *text)
 	s->phase = SUP_REBUILDING;
 	if (s->migrate.pid != 0)
 		(void)kill(s->migrate.pid, SIGKILL);	/* it comes again */
-	for (unsigned i = 0; i < s->nslots; i++)
+	for (unsigned i = 0; i < s->nslots; i++) {
+		seats_dismiss(s, i, clock_now_ms());
 		kill_slot(s, i, SIGKILL);
+	}
 }
 
 static void on_ready(struct sup *s, unsigned i, uint64_t now_ms)
@@ -232,7 +255,9 @@ static void heard(struct sup *s, const struct ipc_ctl *m)
 	unsigned i = m->from_slot;
 	char text[129];
 
-	if (i >= s->nslots || s->slot[i].pid == 0 || s->slot[i].gen != m->from_gen)
+	if (i < s->nslots && s->slot[i].pid == SUP_COMING)
+		seats_look(s, i, clock_now_ms());
+	if (i >= s->nslots || !is_born(s, i) || s->slot[i].gen != m->from_gen)
 		return;				/* a dead worker's last words */
 	switch (m->type) {
 	case IPC_READY:
@@ -305,6 +330,7 @@ static void spawn(struct sup *s, unsigned i, uint64_t now_ms)
 		return;
 	}
 	p->ready = p->leaving = p->left = p->crowded = p->releasing = false;
+	p->bare_told = false;
 	p->adopter = SUP_NOBODY;
 	p->pending = 0;
 	p->waits_tid = 0;
@@ -315,6 +341,10 @@ static void spawn(struct sup *s, unsigned i, uint64_t now_ms)
 	atomic_store(&sh->waits_tid, 0);
 	atomic_store(&sh->spawned_ms, now_ms);
 	set_state(i, s->phase == SUP_STOPPING ? SLOT_STOPPING : SLOT_STARTING);
+	if (s->immortal) {
+		p->pid = SUP_COMING;
+		return;
+	}
 	pid = spawn_worker(s, i);
 	if (pid < 0) {
 		set_state(i, SLOT_DEAD);
@@ -352,7 +382,7 @@ static bool wants_spawn(const struct sup *s, unsigned i, uint64_t now_ms)
 {
 	const struct sup_slot *p = &s->slot[i];
 
-	return p->wanted && p->pid == 0 && !p->barred && now_ms >= p->respawn_ms;
+	return p->wanted && p->pid == 0 && !p->barred && !p->seats.dismissed && now_ms >= p->respawn_ms;
 }
 
 static void tend_births(struct sup *s, uint64_t now_ms)
@@ -453,7 +483,7 @@ static void obituary(const struct sup *s, unsigned i, int status, uint64_t now_m
 	else
 		snprintf(what, sizeof what, "replaced at once");
 	log_error("worker %u (pid %d, generation %u) %s after %llu ms%s; it had %u connections, "
-	    "%u sessions, accepted %llu messages; %s", i, (int)p->pid, p->gen, how,
+	    "%u sessions, accepted %llu messages; %s", i, is_born(s, i) ? (int)p->pid : 0, p->gen, how,
 	    (unsigned long long)(now_ms - p->spawned_ms), p->ready ? "" : " and was never ready",
 	    atomic_load(&sh->connections), atomic_load(&sh->sessions),
 	    (unsigned long long)atomic_load(&sh->n.messages_in), what);
@@ -498,6 +528,7 @@ static void reaped_worker(struct sup *s, unsigned i, int status, uint64_t now_ms
 		classify(s, i, status, now_ms);
 	p->pid = 0;
 	p->pending = 0;
+	seats_worker_gone(s, i);
 	if (p->leaving) {
 		p->leaving = p->barred = false;
 		p->delay_ms = 0;
@@ -543,6 +574,8 @@ void sup_reap(struct sup *s, pid_t pid, int status, uint64_t now_ms)
 		reaped_migrate(s, status, now_ms);
 		return;
 	}
+	if (s->immortal && seats_reap(s, pid, status, now_ms))
+		return;
 	for (unsigned i = 0; i < s->nslots; i++)
 		if (s->slot[i].pid == pid) {
 			reaped_worker(s, i, status, now_ms);
@@ -558,7 +591,7 @@ static uint32_t slot_of_tid(const struct sup *s, int32_t tid)
 	char path[64];
 
 	for (unsigned i = 0; i < s->nslots; i++) {
-		if (s->slot[i].pid == 0)
+		if (!is_born(s, i))
 			continue;
 		snprintf(path, sizeof path, "/proc/%d/task/%d", (int)s->slot[i].pid, (int)tid);
 		if (s->slot[i].pid == tid || access(path, F_OK) == 0)
@@ -625,8 +658,21 @@ static void tend_watchdog(struct sup *s, uint64_t now_ms)
 	if (now_ms < s->calm_until_ms)
 		return;
 	for (unsigned i = 0; i < s->nslots; i++)
-		if (s->slot[i].pid != 0)
+		if (is_born(s, i))
 			watch_slot(s, i, now_ms);
+}
+
+static void begin_leaving(struct sup *s, unsigned i, uint64_t now_ms)
+{
+	struct sup_slot *p = &s->slot[i];
+	uint64_t leave_ms = (uint64_t)conf(s)->stop_seconds * 4 * 1000;
+
+	p->leaving = true;
+	p->leave_by_ms = now_ms + (leave_ms > LEAVE_MIN_MS ? leave_ms : LEAVE_MIN_MS);
+	set_state(i, SLOT_LEAVING);
+	steer(s);			/* before it hears of it, so that nobody new comes */
+	order(s, i, SUP_LEAVE);
+	log_info("worker %u is asked to leave", i);
 }
 
 static void tend_leavers(struct sup *s, uint64_t now_ms)
@@ -654,7 +700,7 @@ static void tend_leavers(struct sup *s, uint64_t now_ms)
 static bool children_left(const struct sup *s)
 {
 	for (unsigned i = 0; i < s->nslots; i++)
-		if (s->slot[i].pid != 0)
+		if (s->slot[i].pid != 0 || seats_taken(s, i))
 			return true;
 	return s->migrate.pid != 0;
 }
@@ -710,7 +756,8 @@ static void last_chance(struct sup *s, uint64_t now_ms)
 		bool served = p->adopter != SUP_NOBODY && s->slot[p->adopter].pid != 0 &&
 		    s->slot[p->adopter].gen == p->adopter_gen;
 
-		if (p->pid != 0 || p->gen == 0 || p->retried || served || state_of(i) != SLOT_DEAD)
+		if (p->pid != 0 || p->gen == 0 || p->retried || served || p->seats.dismissed ||
+		    state_of(i) != SLOT_DEAD)
 			continue;
 		p->retried = true;
 		spawn(s, i, now_ms);
@@ -722,6 +769,9 @@ static void tend_stop(struct sup *s, uint64_t now_ms)
 {
 	if (!s->hurried && now_ms < s->stop_by_ms)
 		last_chance(s, now_ms);
+	for (unsigned i = 0; i < s->nslots; i++)
+		if (s->slot[i].pid == 0 || now_ms >= s->stop_by_ms)
+			seats_dismiss(s, i, now_ms);
 	if (!children_left(s)) {
 		s->phase = SUP_DONE;
 		return;
@@ -748,7 +798,7 @@ static int next_ms(const struct sup *s, uint64_t now_ms)
 		const struct sup_slot *p = &s->slot[i];
 		uint64_t in = p->respawn_ms > now_ms ? p->respawn_ms - now_ms : 0;
 
-		if (p->pending != 0 || p->releasing)
+		if (p->pending != 0 || p->releasing || p->pid == SUP_COMING || seats_waiting(s, i))
 			in = 10;
 		else if (p->pid != 0 || !p->wanted || p->barred || in == 0)
 			continue;
@@ -756,6 +806,41 @@ static int next_ms(const struct sup *s, uint64_t now_ms)
 			next = in;
 	}
 	return next < 10 ? 10 : (int)next;
+}
+
+/* A worker without twins goes, while others can take its clients, and comes back with twins. */
+static void renew(struct sup *s, unsigned i, uint64_t now_ms)
+{
+	struct sup_slot *p = &s->slot[i];
+	unsigned siblings = 0, leavers = 0;
+
+	for (unsigned k = 0; k < s->nslots; k++) {
+		siblings += k != i && is_born(s, k) && s->slot[k].ready && !s->slot[k].leaving;
+		leavers += s->slot[k].leaving;
+	}
+	if (!p->bare_told)
+		log_error("worker %u has lost both of its twins: its death would end its connections", i);
+	p->bare_told = true;
+	if (!p->ready || p->leaving || siblings == 0 || leavers > 0)
+		return;
+	log_info("worker %u makes room for one with twins", i);
+	begin_leaving(s, i, now_ms);
+}
+
+static void tend_seats(struct sup *s, uint64_t now_ms)
+{
+	for (unsigned i = 0; s->immortal && i < s->nslots; i++)
+		switch (seats_tend(s, i, now_ms)) {
+		case SEATS_FINE:
+			break;
+		case SEATS_STILLBORN:
+			reaped_worker(s, i, s->slot[i].seats.status, now_ms);
+			break;
+		case SEATS_BARE:
+			if (s->phase == SUP_RUNNING)
+				renew(s, i, now_ms);
+			break;
+		}
 }
 
 int sup_tick(struct sup *s, uint64_t now_ms)
@@ -772,11 +857,15 @@ int sup_tick(struct sup *s, uint64_t now_ms)
 		tend_watchdog(s, now_ms);
 		tend_leavers(s, now_ms);
 		tend_births(s, now_ms);
+		tend_seats(s, now_ms);
 		tend_adoptions(s, now_ms);
 		steer(s);
 	}
-	if (s->phase == SUP_STOPPING)
+	if (s->phase == SUP_STOPPING) {
 		tend_stop(s, now_ms);
+		if (s->phase == SUP_STOPPING)
+			tend_seats(s, now_ms);
+	}
 	if (!s->started && sup_settled(s))
 		s->started = true;
 	return next_ms(s, now_ms);
@@ -813,7 +902,6 @@ static void want_one_less(struct sup *s, uint64_t now_ms)
 {
 	unsigned i = s->nslots;
 	struct sup_slot *p;
-	uint64_t leave_ms = (uint64_t)conf(s)->stop_seconds * 4 * 1000;
 
 	while (i > 0 && !s->slot[i - 1].wanted)
 		i--;
@@ -827,14 +915,8 @@ static void want_one_less(struct sup *s, uint64_t now_ms)
 		set_state(i, SLOT_EMPTY);
 		return;
 	}
-	if (p->leaving)			/* it had been wanted back before it was gone */
-		return;
-	p->leaving = true;
-	p->leave_by_ms = now_ms + (leave_ms > LEAVE_MIN_MS ? leave_ms : LEAVE_MIN_MS);
-	set_state(i, SLOT_LEAVING);
-	steer(s);			/* before it hears of it, so that nobody new comes */
-	order(s, i, SUP_LEAVE);
-	log_info("worker %u is asked to leave", i);
+	if (!p->leaving)		/* else it had been wanted back before it was gone */
+		begin_leaving(s, i, now_ms);
 }
 
 int sup_scale(struct sup *s, unsigned n, char *why, size_t cap)
@@ -908,7 +990,8 @@ bool sup_settled(const struct sup *s)
 	for (unsigned i = 0; i < s->nslots; i++) {
 		const struct sup_slot *p = &s->slot[i];
 
-		if (p->wanted ? p->pid == 0 || !p->ready || p->leaving : p->pid != 0)
+		if (p->wanted ? !is_born(s, i) || !p->ready || p->leaving :
+		    p->pid != 0 || seats_taken(s, i))
 			return false;
 	}
 	return true;

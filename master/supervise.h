@@ -13,6 +13,8 @@
  * Adoption whenever a slot that was ever used has no process and gets none at once, the READY
  *         worker with the fewest connections is told to serve its sockets (ADOPT), and is told to
  *         let go (RELEASE, RELEASED) before a new worker is forked there.
+ * Twins   where `immortal` is on, workers are made by twins that share their descriptors (seats.h):
+ *         between the order and the birth a slot's pid is SUP_COMING. Everything else is the same.
  * Orders  are bits a slot: one that does not fit into a full control socket stays pending and is
  *         sent by a later tick. Nothing here ever waits.
  * Units   ms are monotonic (clock.h).
@@ -28,11 +30,14 @@
 
 #include "master/listen.h"
 #include "master/reactor.h"
+#include "master/seats.h"
 #include "master/who.h"
 #include "worker/base/conf.h"
 #include "worker/ipc.h"
 
 #define SUP_NOBODY UINT32_MAX
+/* In place of a pid: ordered of a twin, and not yet born (seats.h). No process has it, so kill(2) is safe. */
+#define SUP_COMING INT32_MAX
 
 enum sup_order {		/* bits, sent lowest first */
 	SUP_RELOAD = 1, SUP_REOPEN = 2, SUP_LEAVE = 4, SUP_STOP = 8, SUP_QUIT = 16
@@ -50,7 +55,7 @@ enum sup_how { SUP_GRACEFUL, SUP_AT_ONCE };
 
 struct sup_slot {
 	int inbox[2], control[2];	/* read end, send end */
-	pid_t pid;			/* 0: no process */
+	pid_t pid;			/* 0: no process; SUP_COMING */
 	uint32_t gen;
 	bool wanted;
 	bool barred;			/* exited for its configuration: not before the next reload */
@@ -65,6 +70,8 @@ struct sup_slot {
 	int32_t waits_tid;		/* lock holder it was last seen waiting for, since when */
 	uint64_t waits_since_ms;
 	unsigned pending;		/* enum sup_order */
+	bool bare_told;			/* that it has no twins */
+	struct seats seats;		/* where twins are */
 };
 
 /* What the supervisor borrows; it outlives it. */
@@ -90,6 +97,8 @@ struct sup {
 	enum sup_phase phase;
 	bool started;			/* all wanted workers were ready once */
 	bool hurried;
+	bool immortal;			/* workers have twins */
+	uint32_t ticket;		/* the last one given out */
 	int exit_code;
 	char failure[200];		/* why the start failed */
 	uint64_t stop_by_ms, last_tick_ms;

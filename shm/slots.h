@@ -1,9 +1,9 @@
 /*
  * slots.h - one page a worker: who it is, whether it lives, what it counts. Lock-free.
  *
- * Scope   written by the slot's worker, except pid, gen, state and restarts, which the master
- *         writes; read by everybody. It is the only part of the segment that the master reads
- *         to supervise.
+ * Scope   written by the slot's worker, except pid, gen, state, restarts and what belongs to the
+ *         twins (master/twin.h), which the master writes; read by everybody. It is the only part of
+ *         the segment that the master reads to supervise.
  * Identity of a worker is (slot, gen), never its pid. gen 0 means never used; it grows by one
  *         at each spawn. slot_alive() is the question to ask before anything is sent or honoured.
  * Units   ms are monotonic.
@@ -23,6 +23,10 @@ enum slot_state {
 	SLOT_STOPPING,		/* the daemon stops */
 	SLOT_DEAD		/* died; back-off or about to be replaced */
 };
+
+/* Who sits on a slot's descriptors; see master/twin.h. */
+enum slot_seat { SEAT_WORKER, SEAT_TWIN, SEAT_TWIN2, SLOT_SEATS };
+#define SLOT_TWINS 2u
 
 /* Counters of a slot, monotonic since the daemon started (they outlive their worker). */
 #define SLOT_COUNTERS(X) \
@@ -93,6 +97,11 @@ struct slot {
 	_Atomic uint32_t bus_left;	/* gen that will say nothing more to other hosts */
 	_Atomic uint32_t owes;		/* 1: other hosts do not know yet of something it stored; survives deaths */
 	char bus_error[96];		/* why it is not, as text; may be read half written */
+	_Atomic uint64_t seat[SLOT_SEATS];	/* ticket << 32 | pid of who took it, 0: not yet */
+	_Atomic uint32_t call[SLOT_TWINS];	/* a futex each twin sleeps on: raised with each order */
+	_Atomic uint32_t tidy, tidied;	/* tickets: descriptors of the dead to be closed; closed */
+	_Atomic uint32_t twin_pid[SLOT_TWINS];	/* 0: none; for status */
+	_Atomic uint32_t twin_deaths;
 	int32_t exit_status;		/* of the last death, master only */
 #define X(name, help) _Atomic uint64_t name;
 	struct { SLOT_COUNTERS(X) } n;

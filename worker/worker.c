@@ -674,6 +674,8 @@ int worker_run(const struct worker_boot *boot)
 {
 	/* Said outright, because glibc raises it to megabytes that ended store threads then keep. */
 	mallopt(M_TRIM_THRESHOLD, 128 << 10);
+	if (boot->keep != NULL)
+		worker_tidy(boot);
 	if (set_up(boot) != 0) {
 		log_fatal("the worker cannot start: %s", strerror(errno));
 		return WORKER_FAILED;

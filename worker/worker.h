@@ -34,9 +34,18 @@ struct worker_boot {
 	int life;			/* read end of a pipe: end-of-file when the master is gone */
 	unsigned char token_key[32];	/* local secret from state_dir, for a store without one */
 	char host_id[65];
+	/* Of a table that outlives its workers: what belongs to the slot, sorted. NULL: a table of its own. */
+	const int *keep;
+	unsigned nkeep;
 };
 
 int worker_run(const struct worker_boot *boot);
+
+/*
+ * Closes what dead workers left open in the slot's table. worker_run() begins with it; a twin calls
+ * it while there is no worker (master/twin.h). What their sessions held is sweep's, as ever.
+ */
+void worker_tidy(const struct worker_boot *boot);
 
 /*
  * Run by the master in a short-lived child before the first worker: sees that no other host of the

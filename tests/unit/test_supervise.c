@@ -10,12 +10,14 @@
 #include <cmocka.h>
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -43,6 +45,9 @@ static struct page {
 	_Atomic int releases[SLOTS], held[SLOTS];	/* held: adopted and not released; bit a worker */
 	_Atomic int reloads[SLOTS], reopens[SLOTS], stops[SLOTS], leaves[SLOTS], inboxes[SLOTS];
 	_Atomic int two_readers;		/* a slot was forked while somebody had it */
+	_Atomic int tidies[SLOTS], tidied_alive;	/* a live worker's descriptors were closed */
+	_Atomic int stray[SLOTS];		/* a descriptor that the last worker left open, + 1 */
+	_Atomic int kept[SLOTS];		/* the next one found it */
 	char stop_reason[16];
 	char comm[SLOTS][16];
 } *page;
@@ -65,6 +70,19 @@ int worker_migrate(const struct conf *c, const char *id)
 	assert_ptr_equal(c, &conf);
 	page->migrations++;
 	return page->migrate_code;
+}
+
+/* A twin does that for a worker that is dead, and for nobody else. */
+void worker_tidy(const struct worker_boot *b)
+{
+	pid_t pid = atomic_load(&slot_at(b->slot)->pid);
+
+	page->tidies[b->slot]++;
+	if (pid != 0 && kill(pid, 0) == 0)
+		page->tidied_alive = 1;
+	if (page->stray[b->slot] > 0)
+		close(page->stray[b->slot] - 1);
+	page->stray[b->slot] = 0;
 }
 
 static void say(const struct worker_boot *b, uint32_t type, uint32_t a)
@@ -164,6 +182,9 @@ int worker_run(const struct worker_boot *b)
 		fclose(f);
 	if (page->held[b->slot] != 0)
 		page->two_readers = 1;
+	if (page->stray[b->slot] > 0)
+		page->kept[b->slot] = fcntl(page->stray[b->slot] - 1, F_GETFD) >= 0 ? 1 : -1;
+	page->stray[b->slot] = 1 + open("/dev/null", O_RDONLY | O_CLOEXEC);
 	if (page->act[b->slot] == EXIT_EARLY)
 		return page->code[b->slot];
 	if (page->act[b->slot] != NEVER_READY)
@@ -203,12 +224,11 @@ static void complain(void *arg, const char *file, int line, const char *text)
 
 static int setup(void **state)
 {
-	static const char *const keys[] = { "listen=127.0.0.1:0", "max_workers=4", "workers=2",
-	    "hang_seconds=1", "stop_seconds=1" };
+	const char *keys[] = { "listen=127.0.0.1:0", "max_workers=4", "workers=2",
+	    "hang_seconds=1", "stop_seconds=1", *state != NULL ? "immortal=on" : "immortal=off" };
 	struct sup_host host = { .conf = &confp, .listeners = &listeners, .reactor = &reactor,
 	    .who = &who, .token_key = key, .host_id = "test", .child = child, .rebuild = rebuild };
 
-	(void)state;
 	log_set_level(LOG_L_FATAL);		/* the deaths here are ordered */
 	rebuilds = rebuild_rc = 0;
 	page = mmap(NULL, sizeof *page, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
@@ -225,24 +245,35 @@ static int setup(void **state)
 	    sup_open(&sup, &host, why, sizeof why) != 0;
 }
 
+static void end_child(pid_t pid)
+{
+	if (pid > 0 && pid != SUP_COMING) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+}
+
 static void kill_children(void)
 {
-	for (unsigned i = 0; i < SLOTS; i++)
-		if (sup.slot[i].pid > 0) {
-			kill(sup.slot[i].pid, SIGKILL);
-			waitpid(sup.slot[i].pid, NULL, 0);
-		}
-	if (sup.migrate.pid > 0) {
-		kill(sup.migrate.pid, SIGKILL);
-		waitpid(sup.migrate.pid, NULL, 0);
+	for (unsigned i = 0; i < SLOTS; i++) {
+		seats_dismiss(&sup, i, clock_now_ms());
+		end_child(sup.slot[i].pid);
+		for (unsigned k = 0; k < SLOT_TWINS; k++)
+			end_child(sup.slot[i].seats.twin[k]);
 	}
+	end_child(sup.migrate.pid);
 }
 
 static int teardown(void **state)
 {
 	(void)state;
 	assert_int_equal(page->two_readers, 0);
+	assert_int_equal(page->tidied_alive, 0);
 	kill_children();
+	/* One that was too many ends by itself; nobody else is left. */
+	for (int i = 0; i < 300 && waitpid(-1, NULL, WNOHANG) >= 0; i++)
+		(void)poll(NULL, 0, 10);
+	assert_int_equal(waitpid(-1, NULL, WNOHANG), -1);
 	sup_close(&sup);
 	listeners_close(&listeners);
 	reactor_fini(&reactor);
@@ -563,7 +594,7 @@ static void test_removed_while_it_backs_off(void **state)
 	UNTIL(is(1, SLOT_DEAD), 2000);
 	assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
 	assert_true(is(1, SLOT_EMPTY));
-	assert_true(sup_settled(&sup));
+	UNTIL(sup_settled(&sup), 1000);
 	assert_int_equal(sup_scale(&sup, 2, why, sizeof why), 0);
 	UNTIL(sup_settled(&sup), 3000);
 }
@@ -744,7 +775,257 @@ static void test_workers_end_with_the_master(void **state)
 	sup.slot[0].pid = 0;
 }
 
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+/* --- Twins ------------------------------------------------------------------------------------ */
+
+static bool twins(unsigned i)
+{
+	return sup.slot[i].seats.twin[0] != 0 && sup.slot[i].seats.twin[1] != 0;
+}
+
+static pid_t twin(unsigned i, unsigned k)
+{
+	return sup.slot[i].seats.twin[k];
+}
+
+static void start_with_twins(unsigned n)
+{
+	if (!sup.immortal)
+		skip();				/* not under this sanitizer */
+	start(n);
+	for (unsigned i = 0; i < n; i++)
+		UNTIL(twins(i), 3000);
+}
+
+/* The same table: what it left open is still there in the next one. */
+static void test_descriptors_outlive_a_worker(void **state)
+{
+	(void)state;
+	start_with_twins(2);
+	serve_a_second();
+	for (uint32_t gen = 2; gen < 7; gen++) {
+		sup.slot[1].ready_ms = 0;		/* it has served long enough */
+		kill(sup.slot[1].pid, SIGKILL);
+		UNTIL(ready(1, gen), 2000);
+		assert_int_equal(page->kept[1], 1);
+	}
+	assert_int_equal(page->tidies[1], 0);		/* that is the newborn's */
+	assert_int_equal(atomic_load(&slot_at(1)->twin_deaths), 0);
+}
+
+static void test_tidied_while_it_backs_off(void **state)
+{
+	(void)state;
+	start_with_twins(2);
+	sup.slot[1].delay_ms = 300;
+	kill(sup.slot[1].pid, SIGKILL);
+	UNTIL(page->tidies[1] == 1, 2000);
+	assert_true(sup.slot[1].pid == 0);
+	UNTIL(ready(1, 2), 3000);
+	assert_int_equal(page->tidies[1], 1);
+}
+
+static void test_a_twin_is_made_again(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	serve_a_second();
+	for (unsigned k = 0; k < SLOT_TWINS; k++) {
+		pid_t old = twin(0, k);
+
+		kill(old, SIGKILL);
+		UNTIL(twin(0, k) != 0 && twin(0, k) != old, 2000);
+	}
+	assert_true(ready(0, 1));
+	assert_int_equal(atomic_load(&slot_at(0)->twin_deaths), 2);
+	assert_int_equal(atomic_load(&slot_at(0)->twin_pid[0]), (uint32_t)twin(0, 0));
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 2), 2000);
+	assert_int_equal(page->kept[0], 1);
+}
+
+static void test_twins_that_die_young_back_off(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	for (unsigned round = 0; round < 3; round++) {
+		kill(twin(0, 1), SIGKILL);
+		UNTIL(twin(0, 1) == 0, 1000);
+		assert_int_equal(sup.slot[0].seats.delay_ms, 100u << round);
+		DURING(twin(0, 1) == 0, (int)(80u << round));
+		UNTIL(twins(0), 2000);
+	}
+}
+
+static void test_worker_and_twin_at_once(void **state)
+{
+	(void)state;
+	start_with_twins(2);
+	for (unsigned k = 0; k < SLOT_TWINS; k++) {
+		sup.slot[1].ready_ms = 0;
+		kill(twin(1, k), SIGKILL);
+		kill(sup.slot[1].pid, SIGKILL);
+		UNTIL(ready(1, 2 + k), 3000);
+		assert_int_equal(page->kept[1], 1);
+		UNTIL(twins(1), 3000);
+	}
+}
+
+static void test_all_three_at_once(void **state)
+{
+	(void)state;
+	start_with_twins(2);
+	serve_a_second();
+	kill(twin(1, 0), SIGKILL);
+	kill(sup.slot[1].pid, SIGKILL);
+	kill(twin(1, 1), SIGKILL);
+	UNTIL(ready(1, 2), 3000);
+	assert_int_equal(page->kept[1], -1);		/* another table */
+	UNTIL(twins(1), 3000);
+	assert_true(ready(0, 1));
+}
+
+/* Its clients go to siblings, and it comes back with twins. */
+static void test_both_twins_of_a_live_worker(void **state)
+{
+	(void)state;
+	start_with_twins(2);
+	kill(twin(1, 0), SIGKILL);
+	kill(twin(1, 1), SIGKILL);
+	UNTIL(page->leaves[1] == 1, 3000);
+	UNTIL(ready(1, 2) && twins(1), 3000);
+	assert_int_equal(atomic_load(&slot_at(1)->restarts), 0);
+	assert_true(ready(0, 1));
+	assert_true(sup_settled(&sup));
+}
+
+static void test_both_twins_of_the_only_worker(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	kill(twin(0, 0), SIGKILL);
+	kill(twin(0, 1), SIGKILL);
+	UNTIL(sup.slot[0].bare_told, 2000);
+	DURING(ready(0, 1), 300);			/* nobody could take its clients */
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 2) && twins(0), 3000);
+}
+
+/* One that is stopped is killed, and the other one does it. */
+static void test_stopped_twins(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	serve_a_second();
+	kill(twin(0, 0), SIGSTOP);
+	kill(twin(0, 1), SIGSTOP);
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 2), 6000);			/* in the end by the master */
+	UNTIL(twins(0), 3000);
+	kill(twin(0, sup.slot[0].seats.maker), SIGSTOP);
+	sup.slot[0].ready_ms = 0;
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 3), 6000);
+	assert_int_equal(page->kept[0], 1);
+}
+
+/* A word that a worker has written over names no stranger. */
+static void test_a_pid_that_is_no_child(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	kill(twin(0, 0), SIGSTOP);
+	serve_a_second();
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(sup.slot[0].seats.order[SEAT_WORKER] != 0, 1000);
+	atomic_fetch_or(&slot_at(0)->seat[SEAT_WORKER], (uint64_t)getppid());
+	DURING(sup.slot[0].pid != getppid(), 50);
+	kill(twin(0, 0), SIGCONT);
+	UNTIL(ready(0, 2), 3000);
+}
+
+static void test_twins_end_with_their_slot(void **state)
+{
+	pid_t a, b;
+
+	(void)state;
+	start_with_twins(2);
+	a = twin(1, 0);
+	b = twin(1, 1);
+	assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
+	UNTIL(sup_settled(&sup), 3000);
+	assert_true(kill(a, 0) < 0 && kill(b, 0) < 0);
+	assert_int_equal(atomic_load(&slot_at(1)->twin_deaths), 0);
+	assert_int_equal(sup_scale(&sup, 2, why, sizeof why), 0);
+	UNTIL(sup_settled(&sup) && twins(1), 3000);
+}
+
+/* The second is made a moment later than the worker; whatever the moment, nothing is left behind. */
+static void test_ended_at_any_moment(void **state)
+{
+	(void)state;
+	start(1);
+	for (unsigned n = 0; n < 20; n++) {
+		assert_int_equal(sup_scale(&sup, 3, why, sizeof why), 0);
+		for (unsigned k = 0; k < n % 7; k++)
+			turn();
+		assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
+		UNTIL(sup_settled(&sup), 5000);
+	}
+	assert_int_equal(sup_scale(&sup, 4, why, sizeof why), 0);
+	turn();
+	sup_stop(&sup, SUP_AT_ONCE);
+	UNTIL(sup.phase == SUP_DONE, 3000);
+}
+
+static void test_a_reload_between_order_and_birth(void **state)
+{
+	(void)state;
+	start_with_twins(1);
+	serve_a_second();
+	kill(twin(0, 0), SIGSTOP);
+	kill(sup.slot[0].pid, SIGKILL);
+	UNTIL(sup.slot[0].pid == SUP_COMING, 1000);
+	sup_reloaded(&sup);
+	kill(twin(0, 0), SIGCONT);
+	UNTIL(page->reloads[0] == 1, 2000);
+}
+
+/* Twins do not read the pipe: the kernel tells them. */
+static void test_twins_end_with_the_master(void **state)
+{
+	pid_t pid;
+	int status;
+	struct pollfd p = { .fd = -1 };
+
+	(void)state;
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 1), 0);
+	pid = fork();
+	if (pid == 0) {				/* a master of its own, to be killed */
+		start_with_twins(1);
+		page->code[0] = twin(0, 0);
+		page->code[1] = twin(0, 1);
+		page->code[2] = sup.slot[0].pid;
+		for (;;)
+			turn();
+	}
+	for (int i = 0; i < 500 && page->code[2] == 0; i++)
+		(void)poll(&p, 0, 10);
+	kill(pid, SIGKILL);
+	assert_int_equal(waitpid(pid, NULL, 0), pid);
+	for (int k = 0; k < 2; k++) {
+		assert_int_equal(waitpid(page->code[k], &status, 0), page->code[k]);
+		assert_true(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+	}
+	end_child(page->code[2]);
+	assert_int_equal(prctl(PR_SET_CHILD_SUBREAPER, 0), 0);
+}
+
+static int on = 1;
+
+#define ONE(f, name_, state_) { name_, f, setup, teardown, state_ }
+#define ALONE(f) ONE(f, #f, NULL)
+#define T(f) ONE(f, #f, NULL), ONE(f, #f " with twins", &on)
+#define TWINS(f) ONE(f, #f, &on)
 
 int main(void)
 {
@@ -759,24 +1040,38 @@ int main(void)
 		T(test_hang),
 		T(test_never_ready),
 		T(test_lock_holder_is_killed_not_the_waiter),
-		T(test_mute_waiter_gets_twice_the_time),
-		T(test_our_own_pause_is_no_hang),
+		ALONE(test_mute_waiter_gets_twice_the_time),
+		ALONE(test_our_own_pause_is_no_hang),
 		T(test_broken_segment_is_rebuilt),
 		T(test_segment_that_cannot_be_rebuilt_ends_it),
 		T(test_scale),
 		T(test_removed_while_it_backs_off),
 		T(test_a_leaver_that_stays_is_ended),
-		T(test_logs_are_reopened),
-		T(test_full_control_socket),
+		ALONE(test_logs_are_reopened),
+		ALONE(test_full_control_socket),
 		T(test_stop),
 		T(test_stop_is_bounded),
 		T(test_stop_can_be_hurried),
 		T(test_death_while_stopping_gets_a_last_chance),
 		T(test_there_is_only_one_last_chance),
-		T(test_store_down_at_start),
-		T(test_store_misconfigured_at_start),
-		T(test_last_words_of_the_dead_are_ignored),
+		ALONE(test_store_down_at_start),
+		ALONE(test_store_misconfigured_at_start),
+		ALONE(test_last_words_of_the_dead_are_ignored),
 		T(test_workers_end_with_the_master),
+		TWINS(test_descriptors_outlive_a_worker),
+		TWINS(test_tidied_while_it_backs_off),
+		TWINS(test_a_twin_is_made_again),
+		TWINS(test_twins_that_die_young_back_off),
+		TWINS(test_worker_and_twin_at_once),
+		TWINS(test_all_three_at_once),
+		TWINS(test_both_twins_of_a_live_worker),
+		TWINS(test_both_twins_of_the_only_worker),
+		TWINS(test_stopped_twins),
+		TWINS(test_a_pid_that_is_no_child),
+		TWINS(test_twins_end_with_their_slot),
+		TWINS(test_ended_at_any_moment),
+		TWINS(test_a_reload_between_order_and_birth),
+		TWINS(test_twins_end_with_the_master),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

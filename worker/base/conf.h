@@ -48,6 +48,7 @@ struct conf {
 	/* processes */
 	unsigned workers;		/* number, or auto = online CPUs, at most max_workers */
 	unsigned max_workers;		/* slots made at start, 1..512, default 64 */
+	bool immortal;			/* on | off (default): workers have twins, master/twin.h */
 	uint32_t hang_seconds;		/* 10; no heartbeat that long: killed */
 	uint32_t stop_seconds;		/* 5 */
 

@@ -114,6 +114,14 @@ void log_ident(const char *text)
 	snprintf(ident, sizeof ident, "%s", text);
 }
 
+void log_rest(void)
+{
+	if (out_fd >= 0)
+		return;
+	closelog();
+	openlog("parleyd", LOG_PID, LOG_DAEMON);
+}
+
 int log_fd(void)
 {
 	return out_fd;

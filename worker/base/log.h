@@ -27,6 +27,11 @@ void log_set_level(enum log_level level);
 int log_chown(unsigned uid, unsigned gid);
 /* What the lines of this process are tagged with: "master", "worker 3". Copied. */
 void log_ident(const char *ident);
+/*
+ * Gives the connection to syslog back; the next line opens another. For processes that share their
+ * descriptors: what one process remembers as its own may be anybody's after another one's death.
+ */
+void log_rest(void);
 /* The descriptor in use (kept open by children), -1 for syslog. */
 int log_fd(void);
 
