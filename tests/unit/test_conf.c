@@ -77,6 +77,7 @@ static void defaults(void **state)
 	assert_int_equal(c.log_level, 1);
 	assert_in_range(c.workers, 1, 64);
 	assert_int_equal(c.max_workers, 64);
+	assert_false(c.immortal);
 	assert_int_equal(c.hang_seconds, 10);
 	assert_int_equal(c.stop_seconds, 5);
 	assert_int_equal(c.max_sessions, 1000000);
@@ -136,7 +137,7 @@ static void every_key_is_documented(void **state)
 		assert_non_null(k->dflt);
 		assert_non_null(k->unit);
 	}
-	assert_int_equal(n, 59);
+	assert_int_equal(n, 60);
 }
 
 static void lines_and_quotes(void **state)
@@ -471,7 +472,7 @@ static void which_keys_can_be_reloaded(void **state)
 {
 	static const char fixed[] = " listen store store_password_file redis redis_password_file cluster "
 	    "control pid_file "
-	    "state_dir host_id user group max_workers max_sessions memory_limit max_frame log "
+	    "state_dir host_id user group max_workers immortal max_sessions memory_limit max_frame log "
 	    "hash_threads pool_init pool_max pool_idle_seconds pool_wait_ms sqlite_synchronous ";
 	const struct conf_key *k;
 	char name[64];
