@@ -141,12 +141,13 @@ check-fault:	## kill processes at every fault point
 	@$(SUITE) fault
 
 CHAOS_SECONDS ?= 60
-chaos:	## kill everything under traffic, on SQLite, MariaDB and with fault points (CHAOS_SECONDS, CHAOS_ARGS="--seed N")
+chaos:	## kill everything under traffic, on SQLite, MariaDB, several hosts and with fault points (CHAOS_SECONDS, CHAOS_ARGS="--seed N")
 	@tests/run-packages.sh check
 	@$(MAKE) --no-print-directory all
 	@$(MAKE) --no-print-directory BUILD=faults all
-	@for v in "sqlite release" "mysql release" "sqlite faults" "mysql faults"; do \
-		tests/fault/chaos.py --seconds $(CHAOS_SECONDS) --store $${v% *} --build $${v#* } $(CHAOS_ARGS) || exit 1; done
+	@for v in "sqlite --build release" "mysql --build release" "sqlite --build faults" "mysql --build faults" \
+		"mysql --hosts 2" "mysql --hosts 3" "mysql --hosts 2 --build faults"; do \
+		tests/fault/chaos.py --seconds $(CHAOS_SECONDS) --store $$v $(CHAOS_ARGS) || exit 1; done
 
 check-long:	## what is too slow for check
 	@$(SUITE) long

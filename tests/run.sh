@@ -157,7 +157,8 @@ stage() {
 		build faults all || return
 		one "chaos sqlite" timeout 150 tests/fault/chaos.py --seconds 20 --store sqlite --build release
 		one "chaos mysql" timeout 150 tests/fault/chaos.py --seconds 20 --store mysql --build release
-		one "chaos fault points" timeout 150 tests/fault/chaos.py --seconds 20 --store sqlite --build faults ;;
+		one "chaos fault points" timeout 150 tests/fault/chaos.py --seconds 20 --store sqlite --build faults
+		one "chaos hosts" timeout 200 tests/fault/chaos.py --seconds 40 --hosts 2 ;;
 	long)
 		build release all || return
 		build faults all || return
