@@ -269,7 +269,7 @@ def test_something_else_at_its_place(make_host, words):
         host = make_host("redis://127.0.0.1:%d" % impostor.address[1], redis_timeout_ms=200)
         alice, bob = host.online(), host.online()
         wait_until(lambda: impostor.count >= 4, 20, "it is tried again")
-        assert alice.chat_acked(bob, "x")["state"] == "delivered"
+        wait_until(lambda: alice.chat_acked(bob, "x")["state"] == "delivered", 5)
         alice.ping()
         assert not any(row["restarts"] for row in host.status()["workers"])
     finally:
