@@ -38,7 +38,7 @@ def wait_whole(host, redis, deadline=15):
     """Its entry is there, exactly one worker reads its channel, and every worker is connected."""
     def whole():
         state = host.status()["cluster"]
-        return (entry(redis) is not None and readers(redis) == 1 and
+        return (entry(redis) is not None and readers(redis) == 1 and "leader" in state and
                 state["workers_up"] == host.status()["workers_ready"] and state["announced"] and state)
     return wait_until(whole, deadline, "the host is in the registry")
 
