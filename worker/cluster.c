@@ -166,6 +166,11 @@ void cluster_look_first(struct conn *c)
 	session_notice(c);
 }
 
+void cluster_looking(struct conn *c)
+{
+	c->looked = looks;
+}
+
 static void on_look(struct timer *t)
 {
 	if (store_depth(wk->store) < LOOK_STORE)

@@ -37,6 +37,8 @@ void cluster_look_again(void);
  */
 struct conn;
 void cluster_look_first(struct conn *c);
+/* A login: its claim is made, now it reads all that the store has. */
+void cluster_looking(struct conn *c);
 void cluster_turn_end(void);
 /* The worker ends in order; its loop does not run any more. */
 void cluster_stop(void);

@@ -171,6 +171,7 @@ static void load(struct conn *c)
 
 	j->id = c->login->user;
 	greet_mark(c, group_hint_mark());
+	cluster_looking(c);
 	store_submit(wk->store, j);
 }
 
