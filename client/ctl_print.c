@@ -98,6 +98,21 @@ static const char *pids(struct print *p, const struct json_val *o, const char *n
 	return out;
 }
 
+static void cluster(struct print *p, const struct json_val *o)
+{
+	struct json_val c;
+	const char *why;
+
+	if (!json_get(p->parser, o, "cluster", &c) || strcmp(field(p, &c, "on"), "true") != 0)
+		return;
+	why = field(p, &c, "error");
+	printf("cluster %s  hosts %s  Redis at %s of %s workers  read by worker %s%s%s%s\n", field(p, &c, "name"),
+	    field(p, &c, "hosts"), field(p, &c, "workers_up"), field(p, o, "workers_ready"),
+	    or_dash(field(p, &c, "leader")),
+	    strcmp(field(p, &c, "draining"), "true") == 0 ? "  DRAINING" : "",
+	    why[0] != '\0' ? "\nRedis: " : "", why);
+}
+
 static void status(struct print *p, const struct json_val *o)
 {
 	struct json_val list, w;
@@ -108,6 +123,7 @@ static void status(struct print *p, const struct json_val *o)
 	printf("users online %s  connections %s  sessions at most %s  configuration %s  locks mended %s\n",
 	    field(p, o, "users_online"), field(p, o, "connections"), field(p, o, "max_sessions"),
 	    field(p, o, "conf_version"), field(p, o, "repairs"));
+	cluster(p, o);
 	printf("workers %s of %s ready\n\n", field(p, o, "workers_ready"), field(p, o, "workers_wanted"));
 	printf("%6s %8s %5s %-9s %8s %12s %9s %9s %7s %11s %11s %6s%s\n", "WORKER", "PID", "GEN", "STATE",
 	    "RESTARTS", "HEARTBEAT", "CONNECTED", "SESSIONS", "STORE", "IN", "OUT", "QUEUE",

@@ -58,6 +58,7 @@ def test_entry(make_host, make_redis):
     assert 0 < redis("PTTL", "bus:host:h1") <= host.conf["host_timeout_ms"]
     assert state["on"] and state["name"] == "bus" and state["hosts"] == 1 and state["error"] == ""
     assert state["leader"] in (0, 1) and not state["draining"]
+    assert "cluster bus  hosts 1  Redis at 2 of 2 workers  read by worker" in host.ctl("status").stdout
     metrics = host.ctl_ok("metrics")
     assert 'parley_redis_up{worker="0"} 1' in metrics and "parley_hosts_alive 1" in metrics
     host.stop()                                     # in order: nothing is left behind
@@ -199,6 +200,7 @@ def test_frozen_redis_is_left(make_host, make_redis):
     try:
         wait_until(lambda: host.status()["cluster"]["workers_up"] == 0, 10 * SCALE, "no worker believes in it")
         assert "no answer" in wait_until(lambda: host.status()["cluster"]["error"], 5, "a reason")
+        assert "\nRedis: 127.0.0.1:%d: no answer" % redis.port in host.ctl("status").stdout
         client.ping()
     finally:
         redis.thaw()
