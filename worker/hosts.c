@@ -22,6 +22,7 @@
 #define FORMER  4u			/* epochs of a host that are over, remembered */
 #define ENTRY   1024u
 #define VERSION PARLEY_VERSION
+#define FORGET_MS 3600000u
 
 struct life {				/* beside the host of the same index */
 	uint64_t former[FORMER];
@@ -151,27 +152,38 @@ static bool id_ok(const char *id, size_t len)
 	return true;
 }
 
-/* The place of a host that is gone for good may be had by another one, if its life says nothing to anybody. */
+/* A fresh one, or that of a host that is gone for so long that nobody waits for it any more. */
+static struct host *host_place(void)
+{
+	if (nhosts < HOSTS_MAX)
+		return &table[nhosts++];
+	for (unsigned i = 1; i < nhosts; i++)
+		if (!table[i].alive && clock_ms() - table[i].seen_ms > FORGET_MS)
+			return &table[i];
+	return NULL;
+}
+
 static struct host *host_add(const char *id, size_t len)
 {
 	static bool told;
+	uint64_t key = hosts_key(id, len);
 	struct host *h;
 
-	if (nhosts == HOSTS_MAX) {
+	if (hosts_find(key) != NULL) {
+		log_error("host %.*s cannot be told from another one by its key: give it another id", (int)len, id);
+		return NULL;
+	}
+	if ((h = host_place()) == NULL) {
 		if (!told)
 			log_error("the cluster has had more than %u hosts: host %.*s is not seen", HOSTS_MAX - 1,
 			    (int)len, id);
 		told = true;
 		return NULL;
 	}
-	h = &table[nhosts];
-	*h = (struct host){ .key = hosts_key(id, len) };
-	if (hosts_find(h->key) != NULL) {
-		log_error("host %.*s cannot be told from another one by its key: give it another id", (int)len, id);
-		return NULL;
-	}
+	*h = (struct host){ .key = key, .link = h->link };
+	lives[h - table] = (struct life){ .round = 0 };
 	memcpy(h->id, id, len);
-	keys[nhosts++] = h->key;
+	keys[h - table] = key;
 	return h;
 }
 

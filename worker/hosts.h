@@ -15,7 +15,7 @@
  * Identity of a host's life is (key, epoch): key is a hash of its id, epoch new at each start of its
  *         master. Both are compared for equality only. What carries another epoch is of a former
  *         life and is not honoured.
- * Owner   hosts.c; entries stay where they are for the worker's life, so pointers keep.
+ * Owner   hosts.c; an entry stays where it is, and is another host's at the earliest an hour after it was gone.
  * Bound   HOSTS_MAX entries; more hosts than that are not seen, with a line in the log.
  */
 #ifndef PARLEY_HOSTS_H
