@@ -109,13 +109,15 @@ int64_t now_ns(void);
 void proc_find(void);
 /* CPU time of all of them so far, seconds. */
 double proc_cpu(void);
+/* That of this tool's own processes. */
+double proc_cpu_load(void);
 /* Their memory, each page counted once (PSS), bytes; 0 where that cannot be read. */
 uint64_t proc_memory(void);
 
 /* --- what is printed --- */
 
 struct outcome {			/* seen by the parent around the measurement */
-	double cpu_seconds;
+	double cpu_seconds, load_seconds;	/* of the server, of the tool */
 	uint64_t memory_before, memory_after;
 };
 

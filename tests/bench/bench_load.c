@@ -321,15 +321,17 @@ const struct scenario scene_idle = { .run = idle_run };
 
 static void on_lost(struct client *c, const char *why)
 {
-	char who[40] = "";
+	double age = (double)(now_ns() - c->began_ns) / 1e9;
+	char who[80] = "";
 
 	if (opt.users != NULL)
-		snprintf(who, sizeof who, " (user %u)", c->id);
+		snprintf(who, sizeof who, " (user %u%s)", c->id, c->logging ? "" : ", logged in");
 	if (!running || scene->late)
-		load_fatal("connection to %s%s: %s", client_where(client_base + c->index), who, why);
+		load_fatal("connection to %s%s after %.1f s: %s", client_where(client_base + c->index), who,
+		    age, why);
 	if (mine->lost++ == 0)
-		fprintf(stderr, "parley-bench: connection to %s%s lost: %s\n",
-		    client_where(client_base + c->index), who, why);
+		fprintf(stderr, "parley-bench: connection to %s%s lost after %.1f s: %s\n",
+		    client_where(client_base + c->index), who, age, why);
 }
 
 /* This process's part of all clients; pairs stay together. */

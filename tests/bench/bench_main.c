@@ -133,11 +133,13 @@ static void measure(void)
 	}
 	watch_until(begin_ns);
 	outcome.cpu_seconds = -proc_cpu();
+	outcome.load_seconds = -proc_cpu_load();
 	if (opt.messages > 0 || opt.mode == MODE_DRAIN || opt.mode == MODE_REGISTER)
 		watch_until(INT64_MAX);
 	else
 		watch_until(begin_ns + (int64_t)(opt.seconds * 1e9));
 	outcome.cpu_seconds += proc_cpu();
+	outcome.load_seconds += proc_cpu_load();
 }
 
 int main(int argc, char **argv)

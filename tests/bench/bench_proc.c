@@ -71,22 +71,42 @@ static size_t proc_read(uint32_t pid, const char *name, char *buf, size_t cap)
 	return n;
 }
 
-double proc_cpu(void)
+static double cpu_of(uint32_t pid)
 {
 	char text[1024];
+	unsigned long user, sys;
+	const char *p;
+
+	proc_read(pid, "stat", text, sizeof text);
+	p = strrchr(text, ')');
+	if (p == NULL || sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &user,
+	    &sys) != 2)
+		return 0;
+	return (double)(user + sys) / (double)sysconf(_SC_CLK_TCK);
+}
+
+double proc_cpu(void)
+{
 	double sum = 0;
 
-	for (uint32_t i = 0; i < npids; i++) {
-		unsigned long user, sys;
-		const char *p;
-
-		proc_read(pids[i], "stat", text, sizeof text);
-		p = strrchr(text, ')');
-		if (p != NULL && sscanf(p + 2, "%*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu",
-		    &user, &sys) == 2)
-			sum += (double)(user + sys) / (double)sysconf(_SC_CLK_TCK);
-	}
+	for (uint32_t i = 0; i < npids; i++)
+		sum += cpu_of(pids[i]);
 	return sum;
+}
+
+double proc_cpu_load(void)
+{
+	char text[MAX_PROCS * 12], *p = text;
+	double sum = 0;
+
+	proc_read((uint32_t)getpid(), "task/self/children", text, sizeof text);
+	for (char *end; ; p = end) {
+		unsigned long pid = strtoul(p, &end, 10);
+
+		if (end == p)
+			return sum;
+		sum += cpu_of((uint32_t)pid);
+	}
 }
 
 uint64_t proc_memory(void)

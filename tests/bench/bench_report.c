@@ -136,6 +136,8 @@ static void text_end(const struct outcome *o, double secs)
 	if (opt.nwatch > 0 && opt.mode != MODE_IDLE && done() > 0)
 		printf("%-16s%.0f %%, %.2f us each\n", "server's CPU", secs > 0 ? o->cpu_seconds / secs *
 		    100 : 0, o->cpu_seconds * 1e6 / (double)done());
+	if (opt.mode != MODE_IDLE && secs > 0 && o->load_seconds > 0)
+		printf("%-16s%.0f %%\n", "the load's CPU", o->load_seconds / secs * 100);
 	if (opt.mode == MODE_IDLE && o->memory_after > 0)
 		printf("%-16s%.1f MiB before, %.1f MiB with them, %.0f bytes each\n", "server's memory",
 		    (double)o->memory_before / 1048576, (double)o->memory_after / 1048576, per_session(o));
@@ -188,8 +190,9 @@ static void json_end(const struct outcome *o, double secs)
 	    "\"connects_per_second\":%.1f", secs > 0 ? (double)sum.received / secs : 0,
 	    secs > 0 ? (double)sum.acked / secs : 0, secs > 0 ? (double)sum.logins / secs : 0,
 	    connects_per_second());
-	printf(",\"server_cpu_us\":%.4f,\"server_cpu_share\":%.3f",
-	    done() > 0 ? o->cpu_seconds * 1e6 / (double)done() : 0, secs > 0 ? o->cpu_seconds / secs : 0);
+	printf(",\"server_cpu_us\":%.4f,\"server_cpu_share\":%.3f,\"load_cpu_share\":%.3f",
+	    done() > 0 ? o->cpu_seconds * 1e6 / (double)done() : 0, secs > 0 ? o->cpu_seconds / secs : 0,
+	    secs > 0 ? o->load_seconds / secs : 0);
 	printf(",\"memory_before\":%llu,\"memory_after\":%llu,\"bytes_per_session\":%.1f",
 	    (unsigned long long)o->memory_before, (unsigned long long)o->memory_after, per_session(o));
 	json_hist("", &sum.hist);

@@ -18,6 +18,7 @@ import time
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from kit import chat, sessions, wide                            # noqa: E402
+from kit.measure import Cell                                    # noqa: E402
 from kit.report import Report                                   # noqa: E402
 from kit.servers import CPUS, OUT, Accounts                     # noqa: E402
 
@@ -36,10 +37,15 @@ def arguments():
     ap.add_argument("--rounds", type=int, default=3, help="of servers taking turns (3)")
     ap.add_argument("--clients", type=numbers, default=[100, 1000, 10000], help="of pairs (100,1000,10000)")
     ap.add_argument("--members", type=numbers, default=[10, 100, 1000, 10000], help="of groups (10,100,1000,10000)")
-    ap.add_argument("--sessions", type=int, default=500000, help="idle ones at most (500000, or what the machine holds)")
+    ap.add_argument("--sessions", type=numbers, default=[10000, 100000, 500000],
+                    help="idle ones, as far as the machine holds them (10000,100000,500000)")
     ap.add_argument("--limit", type=float, default=900, help="seconds after which no further scenario begins (900)")
+    ap.add_argument("--best", action="store_true", help="each server's best run instead of medians: for a machine "
+                    "that others use as well")
     ap.add_argument("--no-brokers", action="store_true", help="do not compare with mosquitto and others")
     a = ap.parse_args()
+    Cell.best = a.best
+    a.how = f"The best of {a.rounds} rounds" if a.best else f"Medians of {a.rounds} rounds, ratios within each round"
     unknown = [name for name in a.only.split(",") if name not in SCENARIOS]
     if unknown:
         ap.error(f"no such scenario: {', '.join(unknown)}")

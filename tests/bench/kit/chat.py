@@ -10,17 +10,18 @@ def rows_of(cells, *what):
     """Table rows, and the raw lines; WHAT are the columns before the server's name."""
     for c in cells:
         yield (*what, c.name, num(c.median("per_second")), times(c.ratio("per_second")),
-               cost(c.median("server_cpu_us")), times(c.ratio("server_cpu_us")), us(c.median("p50_us")),
+               cost(c.median("server_cpu_us")), times(c.ratio("server_cpu_us")),
+               f"{c.median('server_cpu_share'):.0%}", f"{c.median('load_cpu_share'):.0%}", us(c.median("p50_us")),
                us(c.median("p99_us")))
 
 
-COLUMNS = ("server", "messages/s", "to the relay's", "server's CPU", "to the relay's", "median", "99 %")
+COLUMNS = ("server", "messages/s", "to the relay's", "server's CPU", "to the relay's", "CPU used", "load's CPU", "median", "99 %")
 
 
 def record(rep, cells, **values):
     for c in cells:
         for x in c.runs:
-            rep.raw(server=c.name, **values, **x)
+            rep.raw(x, server=c.name, **values)
         rep.raw(server=c.name, median=True, **values, per_second=c.median("per_second"),
                 server_cpu_us=c.median("server_cpu_us"), per_second_ratio=c.ratio("per_second"),
                 server_cpu_ratio=c.ratio("server_cpu_us"), p99_us=c.median("p99_us"), p99_ratio=c.ratio("p99_us"))
@@ -37,8 +38,8 @@ def trio(relay, daemon, *args):
 def pairs(rep, acc, a):
     """One-to-one messages through one worker, closed loop."""
     rep.section("One-to-one", f"""Clients in pairs, 100-byte texts (frames of some 130 bytes), one worker; each pair
-        keeps `window` messages under way. Medians of {a.rounds} rounds in which all servers take turns, ratios within
-        each round. CPU is the server's, user and system, for one message.""")
+        keeps `window` messages under way. {a.how} in which all servers take turns. CPU is the server's, user and system, for one message; then how much
+        of its CPU it used, and the load of its own (what is not used of either was taken by others, or idle).""")
     rows = []
     with contextlib.ExitStack() as stack:
         relay, daemon = stack.enter_context(Relay()), stack.enter_context(acc.daemon(max(a.clients)))
@@ -90,7 +91,7 @@ def latency(rep, acc, a):
     conns, rows = 1000, []
     rep.section("Time from sender to receiver", f"""{num(conns)} clients in pairs; messages leave by the clock, and each
         one's time counts from when it was due: a stall shows in all that it delayed. The load itself was late by
-        what the last column says. Medians of {a.rounds} rounds; brokers once.""")
+        what the last column says. {a.how}; brokers once.""")
     with contextlib.ExitStack() as stack:
         relay, daemon = stack.enter_context(Relay()), stack.enter_context(acc.daemon(conns))
         others = brokers(stack, rep) if not a.no_brokers else []
@@ -118,7 +119,7 @@ def group(rep, acc, a):
     rows = []
     with contextlib.ExitStack() as stack:
         relay = stack.enter_context(Relay())
-        others = [o for o in ([] if a.no_brokers else brokers(stack, rep)) if o.protocol in ("redis", "mqtt")]
+        others = [o for o in ([] if a.no_brokers else brokers(stack, rep)) if o.name in ("redis-server pub/sub", "mosquitto QoS 0")]
         for workers in (1, 2):
             cpus = None if workers == 1 else set(CPUS)
             with acc.daemon(max(a.members), f"workers={workers}", "memory_limit=2g", cpus=cpus) as daemon:

@@ -15,7 +15,7 @@ from .servers import BIN, LOAD_CPU, OUT, Missing, installed
 def load(server, mode, *args, cpu=LOAD_CPU, timeout=300, to=None, watch=None):
     """One run; the tool's report."""
     argv = [f"{BIN}/parley-bench", mode, "--json", "--protocol", server.protocol, *server.options,
-            *server.users(), "--watch", watch or server.proc.pid, *args]
+            "--parallel", server.parallel, *server.users(), "--watch", watch or server.proc.pid, *args]
     for address in to or [server.address]:
         argv += ["--to", address]
     if cpu is not None:
@@ -39,16 +39,24 @@ def median(runs, key):
 class Cell:
     """One line of a comparison: a server under one load, run some times."""
 
+    best = False                # figures of the best run of each server, not medians
+
     def __init__(self, name, run, base=None):
         self.name, self.run, self.base, self.runs = name, run, base, []
 
     def median(self, key):
-        return median(self.runs, key)
+        return self.best_run()[key] if Cell.best else median(self.runs, key)
+
+    def best_run(self):
+        """The one that was disturbed least."""
+        return max(self.runs, key=lambda x: (x["per_second"] + x["logins_per_second"], -x["p99_us"]))
 
     def ratio(self, key):
         """To the base cell: the median of the ratios within each round."""
         if self.base is None or self.base is self:
             return 1.0
+        if Cell.best:
+            return self.best_run()[key] / (self.base.best_run()[key] or float("nan"))
         pairs = [(a[key], b[key]) for a, b in zip(self.runs, self.base.runs) if b[key] > 0]
         return statistics.median(a / b for a, b in pairs) if pairs else float("nan")
 

@@ -33,9 +33,9 @@ class Report:
                            "yes" if met else "**no**"))
         self.raw(goal=what, value=value, limit=f"{sign} {limit}", met=met)
 
-    def raw(self, **values):
-        """A line for programs."""
-        self.jsonl.write(json.dumps({"scenario": self.scenario, **values}) + "\n")
+    def raw(self, run=None, /, **values):
+        """A line for programs: what the tool said of a RUN, and VALUES."""
+        self.jsonl.write(json.dumps({"scenario": self.scenario, **(run or {}), **values}) + "\n")
         self.jsonl.flush()
 
     def text(self):

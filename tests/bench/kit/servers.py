@@ -47,6 +47,7 @@ class Server:
     """A process that listens. `protocol` is what parley-bench calls it."""
 
     name, protocol, options = "server", "relay", ()
+    parallel = 64                               # logins that it can stand at once
 
     def __init__(self, argv, port, log, cpus=None, cwd=None, env=None, seconds=30):
         self.port, self.address, self.log = port, f"127.0.0.1:{port}", log
@@ -270,7 +271,7 @@ class Redis(Server):
     def __init__(self, cpus=None):
         port = free_port()
         super().__init__([installed("redis-server"), "--port", str(port), "--bind", "127.0.0.1", "--save", "",
-                          "--appendonly", "no", "--maxclients", "100000"], port, f"{OUT}/redis.log", cpus,
+                          "--appendonly", "no", "--maxclients", "100000", "--protected-mode", "no"], port, f"{OUT}/redis.log", cpus,
                          cwd=folder("redis"))
 
     def hello(self):
@@ -308,7 +309,7 @@ class Mosquitto(Server):
 
 
 class NgIRCd(Server):
-    name, protocol = "ngircd", "irc"
+    name, protocol, parallel = "ngircd", "irc", 8       # it listens with a backlog of 10
 
     def __init__(self):
         program, port, path = installed("ngircd"), free_port(), folder("ngircd")

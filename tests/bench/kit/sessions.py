@@ -41,7 +41,7 @@ def login(rep, acc, a):
         alternate(cells, a.rounds)
         c = cells[0]
         for x in c.runs:
-            rep.raw(by=what, store=store, **x)
+            rep.raw(x, by=what, store=store)
         rows.append((what, store, num(c.median("logins_per_second")), cost(c.median("server_cpu_us")),
                      us(c.median("p50_us")), us(c.median("p99_us"))))
         return c.median("logins_per_second")
@@ -56,7 +56,7 @@ def login(rep, acc, a):
         subprocess.run([f"{BIN}/parley-bench", "register", "--to", d.address, "--count", "40", "--out", d.accounts,
                         "--password", PASSWORD, "--parallel", "8"], check=True, stdout=subprocess.DEVNULL)
         x = load(d, "login", "--password", PASSWORD, "--parallel", 4, "--seconds", 3, "--warmup", 1)
-    rep.raw(by="password", store="SQLite", **x)
+    rep.raw(x, by="password", store="SQLite")
     rows.append(("password (argon2id, 19 MiB, 2 passes; one thread)", "SQLite", num(x["logins_per_second"]),
                  cost(x["server_cpu_us"]), us(x["p50_us"]), us(x["p99_us"])))
     rep.table(("by", "store", "logins/s", "server's CPU", "median", "99 %"), rows)
@@ -68,7 +68,7 @@ def presence(rep, acc, a):
     for watchers, friends in ((10, 100), (200, 100)):
         with acc.daemon(watchers + friends, "presence_delay_ms=100") as d:
             x = load(d, "presence", "--conns", watchers, "--count", friends, "--seconds", 2 * a.seconds)
-        rep.raw(watchers=watchers, friends=friends, **x)
+        rep.raw(x, watchers=watchers, friends=friends)
         rows.append((watchers, friends, num(x["logins_per_second"]), num(x["per_second"]), cost(x["server_cpu_us"]),
                      us(x["p50_us"]), us(x["p99_us"])))
     rep.section("Friends who come and go", """Each friend logs in, is seen online by all who have it on their lists, logs
@@ -86,12 +86,12 @@ def store(rep, acc, a):
         for window in (1, 64):
             x = load(d, "store", "--conns", senders, "--count", away, "--window", window, "--seconds", a.seconds,
                      cpu=None)
-            rep.raw(store=name, **x)
+            rep.raw(x, store=name)
             kept += x["sent_all"] - x["refused"]
             rows.append((name, f"store, window {window}", num(x["acked_per_second"]), cost(x["server_cpu_us"]),
                          us(x["ack_p50_us"]), us(x["ack_p99_us"]), x["refused"]))
         x = load(d, "drain", "--first", senders, "--conns", away, "--parallel", 64, cpu=None)
-        rep.raw(store=name, missing=kept - x["received"], **x)
+        rep.raw(x, store=name, missing=kept - x["received"])
         if x["received"] != kept:
             raise RuntimeError(f"{kept} messages were stored, {x['received']} came back")
         rows.append((name, f"drain of {num(kept)} by {away} logins", num(x["per_second"]), "", us(x["p50_us"]),
@@ -114,11 +114,11 @@ class Held:
 
     def __init__(self, server, count, procs, *args):
         argv = [f"{BIN}/parley-bench", "idle", "--json", "--protocol", server.protocol, *server.options, *server.users(),
-                "--to", server.address, "--conns", count, "--procs", procs, *args]
+                "--to", server.address, "--conns", count, "--procs", procs, "--parallel", server.parallel, *args]
         self.tool = subprocess.Popen([str(x) for x in argv], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         line = self.tool.stdout.readline()
         if not line:
-            raise RuntimeError(f"{num(count)} sessions could not be made")
+            raise RuntimeError(f"{num(count)} sessions of {server.name} could not be made")
         self.ready = json.loads(line)
 
     def __enter__(self):
@@ -152,14 +152,14 @@ def idle(rep, acc, a):
     limit = min(resource.getrlimit(resource.RLIMIT_NOFILE)[1], 1 << 20)
     each = max(200, min(14000, limit - 2500))
     rows = []
-    sizes = sorted({min(n, machine_holds()) for n in (10000, 100000, a.sessions)})
+    sizes = sorted({min(n, machine_holds()) for n in a.sessions})
     for n in sizes:
         procs = -(-n // each)
         with acc.daemon(n, f"workers={procs}", f"max_workers={max(64, procs)}", "max_sessions=1000000",
-                        "pool_idle_seconds=1", cpus=set(CPUS)) as d:
+                        "pool_idle_seconds=1", "keepalive_seconds=0", cpus=set(CPUS)) as d:
             d.wait_workers(procs)
             start = time.monotonic()
-            held, per, before, after = idle_of(d, n, procs, "--parallel", 64)
+            held, per, before, after = idle_of(d, n, procs)
             rep.raw(server="parleyd", sessions=n, workers=procs, before=before, after=after, bytes_per_session=per,
                     per_second=held.ready["connects_per_second"], lost=held.end["lost"])
             print(f"    {num(n)} sessions: {time.monotonic() - start:.0f} s", flush=True)
@@ -176,7 +176,7 @@ def idle(rep, acc, a):
             with make() as server:
                 held, per, before, after = idle_of(server, n, 1)
         except (Missing, RuntimeError) as e:
-            rep.skipped(str(e))
+            rep.skipped(f"idle sessions: {e}")
             continue
         rep.raw(server=server.name, sessions=n, before=before, after=after, bytes_per_session=per,
                 per_second=held.ready["connects_per_second"])
@@ -185,7 +185,9 @@ def idle(rep, acc, a):
     rep.section("Idle sessions", f"""Sessions logged in by token; each process may have {num(limit)} files open, so there
         are as many workers, and as many processes of load, as that needs; all on all CPUs. Memory is that of all
         processes, each page counted once, with the shared segment, without the kernel's sockets; store connections
-        that only the logins needed have been closed.""")
+        that only the logins needed have been closed. TCP keepalive is off: the kernel sends the probes of thousands of
+        connections at the same instant, more than loopback queues (net.core.netdev_max_backlog), and ends those whose
+        probes it dropped.""")
     rep.table(("server", "sessions", "workers", "before", "with them", "bytes a session", "logins/s", "lost"), rows)
     shutil.rmtree(f"{OUT}/state", ignore_errors=True)
 

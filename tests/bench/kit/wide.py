@@ -30,7 +30,7 @@ def cost_of_workers(rep, acc, a):
                 count = 300000
                 used = perf_instructions(d, lambda: load(d, "pairs", "--conns", conns, "--window", 16, "--messages", count,
                                                          "--warmup", 0)) / count
-        rep.raw(workers=workers, system_calls=calls, instructions=used, counters=grown, **x)
+        rep.raw(x, workers=workers, system_calls=calls, instructions=used, counters=grown)
         rows.append([workers, num(x["per_second"]), cost(x["server_cpu_us"]), f"{calls:.3f}",
                      f"{grown['packets_out'] / grown['messages_out']:.3f}",
                      f"{grown['messages_peer'] / grown['messages_out']:.0%}", num(used) if used else "", ""])
@@ -92,7 +92,7 @@ def reload(rep, acc, a):
             timer.start()
             x = load(d, "pairs", "--conns", 1000, "--rate", 5000, "--seconds", 2 * a.seconds, cpu=None)
             timer.join()
-        rep.raw(during=name, **x)
+        rep.raw(x, during=name)
         rows.append((name, num(x["sent_all"]), num(x["sent_all"] - x["received_all"]), num(x["lost"]), us(x["gap_us"]),
                      us(x["p50_us"]), us(x["p99_us"]), us(x["max_us"])))
     rep.section("Changes under load", """1,000 clients in pairs, 5,000 messages a second by the clock, one worker, all CPUs.
@@ -139,7 +139,7 @@ def hosts(rep, acc, a):
             for members, senders, window in ((1000, 1, 1), (1000, 16, 16)):
                 x = across(redis, h, h, "group", "--conns", members, "--senders", senders, "--window", window,
                            "--seconds", 2 * a.seconds)
-                rep.raw(members=members, **x)
+                rep.raw(x, members=members)
                 groups.append((num(members), 3, senders, window, num(x["acked_per_second"]), num(x["per_second"]),
                                f"{x['commands']:.2f}", f"{x['publishes']:.2f}"))
     except Missing as e:
@@ -147,7 +147,7 @@ def hosts(rep, acc, a):
         return
     rep.section("Hosts", f"""Daemons with one worker each on the server's CPU, one Redis and one MariaDB on all; 200 clients in
         pairs, whose two ends are on the same host or on different ones. Commands are Redis's (INFO commandstats) for a
-        message, PUBLISH alone beside it. Medians of {a.rounds} rounds.""")
+        message, PUBLISH alone beside it. {a.how}.""")
     rep.table(("hosts", "window", "messages/s", "to within one", "CPU of the daemons", "to within one", "commands a message",
                "publishes a message", "median", "99 %"), rows)
     rep.say("A group whose members are spread over three hosts:")
