@@ -373,6 +373,11 @@ static void on_registry(void *arg, uint64_t tag, const struct bus_value *v)
 	}
 }
 
+bool hosts_known(void)
+{
+	return rounds > 0;
+}
+
 static void read_registry(void)
 {
 	const char *argv[4];

@@ -71,6 +71,8 @@ struct host *hosts_at(unsigned i);			/* NULL past the end; self included */
  * of has just begun: it is believed, and the registry is read at once.
  */
 struct host *hosts_meet(const char *id, size_t len, uint64_t epoch);
+/* Has this worker read the registry? Before that, "all hosts" are none. */
+bool hosts_known(void);
 /* Is (key, epoch) a life that goes on, as far as is known? */
 bool hosts_alive(uint64_t key, uint64_t epoch);
 /* Addresses of live hosts that take logins, ours excepted, as elements of an open JSON array. */

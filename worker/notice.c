@@ -277,7 +277,7 @@ void notice_pay(void)
 
 	if (reasons == 0 || !cluster_up())
 		return;
-	if (link_send_all(LK_NOTICE, &n, sizeof n, NULL, 0))
+	if (hosts_known() && link_send_all(LK_NOTICE, &n, sizeof n, NULL, 0))
 		(void)atomic_compare_exchange_strong(&shm->head->owe_all, &reasons, 0);
 	if (atomic_load(&shm->head->owe_all) != 0)
 		timer_set(&owed, clock_ms() + ANSWER_MS / 2, on_owed);
