@@ -256,8 +256,8 @@ static void on_error(struct redis *r, const struct bus_value *v)
 	if (bus_is_error(v, "MOVED") || bus_is_error(v, "ASK ") || bus_is_error(v, "CROSSSLOT") ||
 	    bus_is_error(v, "CLUSTERDOWN")) {
 		backoff = BACKOFF_MAX;
-		redis_close(r, "it is part of a Redis Cluster, which is not supported: a single Redis, or one "
-		    "with replicas and Sentinel, is needed");
+		redis_close(r, "it is part of a Redis Cluster, which is not supported: a single Redis, "
+		    "or one with replicas and Sentinel, is needed");
 	} else if (strstr(v->s, "READONLY") != NULL) {
 		redis_close(r, "it has become a replica");
 	} else if (bus_is_error(v, "NOAUTH") || bus_is_error(v, "LOADING") ||
@@ -312,7 +312,8 @@ static void sub_begin(void)
 {
 	const char *argv[2] = { "SUBSCRIBE", channel };
 
-	if (channel[0] == '\0' || step != UP || sub.r.state != REDIS_CLOSED || clock_ms() < sub_due_ms)
+	if (channel[0] == '\0' || step != UP || sub.r.state != REDIS_CLOSED ||
+	    clock_ms() < sub_due_ms)
 		return;
 	sub_here = here;
 	sub.ended = on_sub_end;
@@ -522,7 +523,8 @@ static void on_run(void *arg, uint64_t tag, const struct bus_value *v)
 	run_free(r);
 }
 
-static struct run *run_new(unsigned nkeys, unsigned argc, const char *const *argv, const size_t *lens)
+static struct run *run_new(unsigned nkeys, unsigned argc, const char *const *argv,
+    const size_t *lens)
 {
 	struct run *r = calloc(1, sizeof *r);
 	char keys[12];

@@ -74,7 +74,7 @@ void bus_close(uint32_t wait_ms);
  * Blocking, for a short-lived child before the workers exist: one command, answered within the
  * time-out. 0, or -1 with a sentence in WHY. VALUE gets a string answer ("" for nil), N an integer.
  */
-int bus_ask(const struct conf *conf, unsigned argc, const char *const *argv, char *value, size_t cap,
-    int64_t *n, char *why, size_t why_cap);
+int bus_ask(const struct conf *conf, unsigned argc, const char *const *argv, char *value,
+    size_t cap, int64_t *n, char *why, size_t why_cap);
 
 #endif

@@ -97,8 +97,9 @@ static void on_master(void *arg, uint64_t tag, const struct bus_value *v)
 	(void)tag;
 	if (v == NULL)
 		return;
-	if (v->type != BUS_ARRAY || v->nv != 2 || v->v[0].type != BUS_STR || v->v[1].type != BUS_STR ||
-	    v->v[0].len >= sizeof q->server || sscanf(v->v[1].s, "%5u", &n) != 1 || n == 0 || n > 65535) {
+	if (v->type != BUS_ARRAY || v->nv != 2 || v->v[0].type != BUS_STR ||
+	    v->v[1].type != BUS_STR || v->v[0].len >= sizeof q->server ||
+	    sscanf(v->v[1].s, "%5u", &n) != 1 || n == 0 || n > 65535) {
 		fail(q, "", v->type == BUS_ERROR ? v->s : "it does not know that master");
 		return;
 	}
@@ -153,8 +154,8 @@ static bool find(struct question *q, struct lookup *look, uint32_t step_ms)
 	return false;
 }
 
-int bus_ask(const struct conf *conf, unsigned argc, const char *const *argv, char *value, size_t cap,
-    int64_t *n, char *why, size_t why_cap)
+int bus_ask(const struct conf *conf, unsigned argc, const char *const *argv, char *value,
+    size_t cap, int64_t *n, char *why, size_t why_cap)
 {
 	struct redis_url url;
 	struct question q = { .url = &url, .value = value, .cap = cap, .n = n, .why = why,

@@ -401,7 +401,8 @@ static void on_tick(struct timer *t)
 		timer_set(t, clock_ms() + ALONE_MS, on_tick);
 		return;
 	}
-	timer_set(t, clock_ms() + (wk->conf.heartbeat_ms < TICK_MS ? wk->conf.heartbeat_ms : TICK_MS), on_tick);
+	timer_set(t, clock_ms() + (wk->conf.heartbeat_ms < TICK_MS ? wk->conf.heartbeat_ms : TICK_MS),
+	    on_tick);
 	look_at_lead();
 	look_at_counters();
 	if (leading)
@@ -538,8 +539,8 @@ int cluster_check_start(const struct conf *conf, const char *host_id)
 	while (other_life(conf, host_id) > 0 &&
 	    ask(conf, "PTTL", hosts_name("host", host_id), NULL, NULL, 0, &now_left) == 0 && now_left >= 0) {
 		if (now_left > left) {
-			log_fatal("another host with host_id %s is alive in cluster %s: give one of them another id",
-			    host_id, conf->cluster);
+			log_fatal("another host with host_id %s is alive in cluster %s: give one of them "
+			    "another id", host_id, conf->cluster);
 			return WORKER_CONFIG;
 		}
 		left = now_left;

@@ -70,8 +70,8 @@ static bool read_answer(const struct bus_value *v)
 {
 	unsigned n = 0;
 
-	if (v->type != BUS_ARRAY || v->nv != 2 || v->v[0].type != BUS_STR || v->v[1].type != BUS_STR ||
-	    v->v[0].len >= sizeof server || v->v[0].len == 0)
+	if (v->type != BUS_ARRAY || v->nv != 2 || v->v[0].type != BUS_STR ||
+	    v->v[1].type != BUS_STR || v->v[0].len >= sizeof server || v->v[0].len == 0)
 		return false;
 	memcpy(server, v->v[0].s, v->v[0].len + 1);
 	for (const char *p = v->v[1].s; *p >= '0' && *p <= '9' && n < 65536; p++)

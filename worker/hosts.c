@@ -143,11 +143,13 @@ bool hosts_alive(uint64_t key, uint64_t epoch)
 
 static bool id_ok(const char *id, size_t len)
 {
+	static const char allowed[] =
+	    "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-";
+
 	if (len == 0 || len > HOST_ID_MAX)
 		return false;
 	for (size_t i = 0; i < len; i++)
-		if (strchr("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_.-", id[i]) == NULL ||
-		    id[i] == '\0')
+		if (id[i] == '\0' || strchr(allowed, id[i]) == NULL)
 			return false;
 	return true;
 }
@@ -170,13 +172,14 @@ static struct host *host_add(const char *id, size_t len)
 	struct host *h;
 
 	if (hosts_find(key) != NULL) {
-		log_error("host %.*s cannot be told from another one by its key: give it another id", (int)len, id);
+		log_error("host %.*s cannot be told from another one by its key: give it another id",
+		    (int)len, id);
 		return NULL;
 	}
 	if ((h = host_place()) == NULL) {
 		if (!told)
-			log_error("the cluster has had more than %u hosts: host %.*s is not seen", HOSTS_MAX - 1,
-			    (int)len, id);
+			log_error("the cluster has had more than %u hosts: host %.*s is not seen",
+			    HOSTS_MAX - 1, (int)len, id);
 		told = true;
 		return NULL;
 	}
@@ -275,7 +278,8 @@ static uint64_t digits_in(struct json *j, const struct json_val *obj, const char
 	return n;
 }
 
-static void text_in(struct json *j, const struct json_val *obj, const char *name, char *out, size_t cap)
+static void text_in(struct json *j, const struct json_val *obj, const char *name, char *out,
+    size_t cap)
 {
 	struct json_val v;
 
@@ -486,8 +490,8 @@ static void on_announced(void *arg, uint64_t tag, const struct bus_value *v)
 		return;
 	if (v->n == ANNOUNCE_TAKEN) {
 		if (atomic_compare_exchange_strong(&shm->head->announced, &was, SEGMENT_USURPED))
-			log_error("another host of the cluster uses our host_id, %s: this one says nothing more "
-			    "of itself; give one of them another id", table[0].id);
+			log_error("another host of the cluster uses our host_id, %s: this one says nothing "
+			    "more of itself; give one of them another id", table[0].id);
 		return;
 	}
 	acked_ms = clock_ms();

@@ -228,13 +228,16 @@ static void unread(struct link *l)
 	if (l->unread_ms == 0)
 		l->unread_ms = clock_ms();
 	if (clock_ms() - l->unread_ms >= GIVE_UP_MS) {
-		log_warn("nobody reads what is for host %s: %zu bytes are dropped", l->host->id, l->waiting);
+		log_warn("nobody reads what is for host %s: %zu bytes are dropped", l->host->id,
+		    l->waiting);
 		drop_waiting(l);
 		l->unread_ms = 0;
 		l->retry_ms = 0;
 		return;
 	}
-	l->retry_ms = l->retry_ms == 0 ? RETRY_MIN : l->retry_ms * 2 > RETRY_MAX ? RETRY_MAX : l->retry_ms * 2;
+	l->retry_ms = l->retry_ms == 0 ? RETRY_MIN : l->retry_ms * 2;
+	if (l->retry_ms > RETRY_MAX)
+		l->retry_ms = RETRY_MAX;
 	timer_set(&l->retry, clock_ms() + l->retry_ms, on_retry);
 }
 
@@ -396,8 +399,8 @@ static bool tail_ok(const struct item *it)
 
 	switch (it->type) {
 	case LK_DELIVER:
-		return d->body_len == tail && d->core_len <= tail && d->to_off <= tail && d->cid_off <= tail &&
-		    d->cid_len <= tail - d->cid_off;
+		return d->body_len == tail && d->core_len <= tail && d->to_off <= tail &&
+		    d->cid_off <= tail && d->cid_len <= tail - d->cid_off;
 	case LK_CALL:
 		return ((const struct link_call *)it)->name_len <= tail;
 	case LK_GROUP:
@@ -410,7 +413,8 @@ static bool tail_ok(const struct item *it)
 static bool item_ok(const struct item *it, size_t room)
 {
 	return room >= sizeof *it && it->type > 0 && it->type < LK_NTYPES &&
-	    it->len >= kinds[it->type].min && it->len <= LINK_ITEM && pad8(it->len) <= room && tail_ok(it);
+	    it->len >= kinds[it->type].min && it->len <= LINK_ITEM && pad8(it->len) <= room &&
+	    tail_ok(it);
 }
 
 bool link_packet_ok(const char *data, size_t len)
@@ -418,8 +422,8 @@ bool link_packet_ok(const char *data, size_t len)
 	const struct link_head *h = (const struct link_head *)data;
 	size_t pos = sizeof *h;
 
-	if (len < sizeof *h || len > LINK_PACKET || h->magic != LINK_MAGIC || h->version != LINK_VERSION ||
-	    h->bytes != len || h->id_len == 0 || h->id_len > HOST_ID_MAX || h->slot >= SLOTS_MAX ||
+	if (len < sizeof *h || len > LINK_PACKET || h->magic != LINK_MAGIC ||
+	    h->version != LINK_VERSION || h->bytes != len || h->id_len == 0 || h->id_len > HOST_ID_MAX || h->slot >= SLOTS_MAX ||
 	    h->gen == 0 || h->number == 0 || h->from_epoch == 0)
 		return false;
 	pos += pad8(h->id_len);
@@ -636,5 +640,5 @@ void link_on_item(const struct item *it)
 	if (from != NULL && from->alive && from->epoch == head->from_epoch)
 		kinds[inner->type].run(from, inner);
 	else
-		hosts_refresh();	/* not heard of yet, or over: whoever sent it waits for an answer, or it is stored */
+		hosts_refresh();	/* not heard of yet, or over: what matters in it is asked again */
 }

@@ -25,7 +25,8 @@ struct lookup_job {
 static enum lookup_state ask(const char *host, uint16_t port, int flags, struct wire_addr *addr,
     unsigned *n_r, char *why, size_t cap)
 {
-	struct addrinfo hint = { .ai_socktype = SOCK_STREAM, .ai_flags = flags | AI_NUMERICSERV }, *all;
+	struct addrinfo hint = { .ai_socktype = SOCK_STREAM, .ai_flags = flags | AI_NUMERICSERV };
+	struct addrinfo *all;
 	char service[8];
 	unsigned n = 0;
 	int rc;
@@ -114,9 +115,12 @@ enum lookup_state lookup_start(struct lookup *l, const char *host, uint16_t port
 
 enum lookup_state lookup_poll(struct lookup *l)
 {
-	enum lookup_state st = l->job != NULL ? (enum lookup_state)atomic_load(&l->job->state) : LOOKUP_FAILED;
+	enum lookup_state st;
 
-	if (st == LOOKUP_PENDING || l->job == NULL)
+	if (l->job == NULL)
+		return LOOKUP_FAILED;
+	st = (enum lookup_state)atomic_load(&l->job->state);
+	if (st == LOOKUP_PENDING)
 		return st;
 	memcpy(l->addr, l->job->addr, sizeof l->addr);
 	memcpy(l->why, l->job->why, sizeof l->why);

@@ -321,7 +321,8 @@ void redis_close(struct redis *r, const char *why)
 static bool write_out(struct redis *r)
 {
 	while (r->out_sent < r->out_len) {
-		ssize_t n = send(r->fd, r->out + r->out_sent, r->out_len - r->out_sent, MSG_NOSIGNAL);
+		ssize_t n = send(r->fd, r->out + r->out_sent, r->out_len - r->out_sent,
+		    MSG_NOSIGNAL);
 
 		if (n < 0 && errno == EINTR)
 			continue;

@@ -1,10 +1,11 @@
 /*
  * redis.h - one connection to a Redis server: commands out, their answers in the same order.
  *
- * Scope   the only user of hiredis, and of it only the reader of answers. Its asynchronous connections
- *         are not used: they look names up while the caller waits, abort the process on an answer that
- *         they did not expect, and have neither a time-out nor a bound. Knows no loop: whoever owns a
- *         struct redis waits for r->fd and calls redis_event(); bus.c in a worker, redis_ask() with poll(2).
+ * Scope   the only user of hiredis, and of it only the reader of answers. Its asynchronous
+ *         connections are not used: they look names up while the caller waits, abort the process on
+ *         an answer that they did not expect, and have neither a time-out nor a bound. Knows no
+ *         loop: whoever owns a struct redis waits for r->fd and calls redis_event(); wire.c on a
+ *         worker's loop, bus_ask.c with poll(2).
  * Bounds  REDIS_BYTES and REDIS_COMMANDS without an answer; answers of REDIS_ANSWER bytes and
  *         REDIS_ELEMENTS elements an array: more ends the connection.
  * Owner   the caller's memory, zeroed before its first use; redis_close() releases what hangs on it.
