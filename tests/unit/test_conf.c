@@ -137,7 +137,7 @@ static void every_key_is_documented(void **state)
 		assert_non_null(k->dflt);
 		assert_non_null(k->unit);
 	}
-	assert_int_equal(n, 60);
+	assert_int_equal(n, 61);
 }
 
 static void lines_and_quotes(void **state)
