@@ -347,11 +347,11 @@ static int by_id(const void *a, const void *b)
  */
 static void ask(uint32_t *ids, uint32_t n, bool sure, presence_fn *done, uint64_t tag)
 {
-	struct question *q = malloc(sizeof *q);
-	struct host **at = calloc(n > 0 ? n : 1, sizeof *at);
+	struct question *q = n > 0 ? malloc(sizeof *q) : NULL;
+	struct host **at = n > 0 ? calloc(n, sizeof *at) : NULL;
 	uint32_t k = 0;
 
-	if (q == NULL || at == NULL || n == 0) {
+	if (q == NULL || at == NULL) {
 		free(q);
 		free(at);
 		free(ids);
