@@ -381,7 +381,10 @@ def test_start_without_redis(make_cluster):
     accounts = cluster.accounts(2)
     alice, bob = (cluster[k].login(account) for k, account in enumerate(accounts))
     other = cluster[0].online()
-    assert alice.chat_acked(other, "x")["state"] == "delivered"
+    # The first goes through the store: where alice was before, nobody can say.
+    assert alice.chat_acked(other, "first")["errno"] == 0
+    wait_until(lambda: alice.chat_acked(other, "x")["state"] == "delivered", 10)
+    assert other.texts()[:2] == ["first", "x"]
     assert alice.chat_acked(bob, "across", deadline=15)["state"] == "stored"
     cluster.redis.spawn()
     cluster.wait_whole(30)
@@ -449,7 +452,9 @@ def test_wrong_password(make_cluster, make_redis):
         assert "wrong@" not in host.log_text()                  # what was tried stays in the file
     accounts = cluster.accounts(3)
     alice, bob, carol = (cluster[k].login(account) for k, account in zip((0, 0, 1), accounts))
-    assert alice.chat_acked(bob, "x")["state"] == "delivered"
+    assert alice.chat_acked(bob, "first")["errno"] == 0
+    wait_until(lambda: alice.chat_acked(bob, "x")["state"] == "delivered", 10)
+    assert bob.texts()[:2] == ["first", "x"]
     assert alice.chat_acked(carol, "y", deadline=15)["state"] == "stored"
 
 
