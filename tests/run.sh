@@ -145,9 +145,9 @@ stage() {
 		done ;;
 	int|int:*)
 		build "$kind" all || return
-		# The plain build is timed as it is; the slow ones have long deadlines and may share the CPUs.
+		# Two at a time: most of a test is waiting.
 		set -- tests/integration -m "not long"
-		if [ "$kind" != release ] && "$python" -c 'import xdist' 2>/dev/null; then
+		if "$python" -c 'import xdist' 2>/dev/null; then
 			set -- "$@" -n 2 --dist loadfile
 		fi
 		py "integration $kind" "$kind" "$@" ;;
