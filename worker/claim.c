@@ -39,8 +39,15 @@
 
 /* ---- scripts ---- */
 
-/* A claim's parts; nothing for what is none. */
+/*
+ * A claim, and its parts; nothing for what is none. Who else writes into this Redis may have put anything
+ * there: a value of another type (that is an error, a table), or one without an end.
+ */
 #define LUA_PARTS \
+	"local function text(name)\n" \
+	"  local v = redis.pcall('GETRANGE', name, 0, 199)\n" \
+	"  return type(v) == 'string' and v or nil\n" \
+	"end\n" \
 	"local function parts(v)\n" \
 	"  if v then return string.match(v, '^(%S+) (%d+) (%d+) (%d+)$') end\n" \
 	"end\n"
@@ -48,9 +55,9 @@
 /* Has a host an entry of this life? nil: it has none. What cannot be read is believed to be one. */
 #define LUA_LIFE \
 	"local function life(names, id, epoch)\n" \
-	"  local text = redis.call('GET', names .. id)\n" \
-	"  if not text then return nil end\n" \
-	"  local ok, entry = pcall(cjson.decode, text)\n" \
+	"  local v = redis.pcall('GETRANGE', names .. id, 0, 1023)\n" \
+	"  if v == '' then return nil end\n" \
+	"  local ok, entry = pcall(cjson.decode, v)\n" \
 	"  local e = ok and type(entry) == 'table' and entry.epoch\n" \
 	"  if type(e) == 'number' then e = string.format('%.0f', e) end\n" \
 	"  return not e or e == epoch\n" \
@@ -67,7 +74,7 @@
 static struct bus_script script_take = { .text =
 	LUA_PARTS LUA_LIFE
 	"local key, id, epoch = KEYS[1], ARGV[1], ARGV[2]\n"
-	"local cur = redis.call('GET', key)\n"
+	"local cur = text(key)\n"
 	"local oid, oepoch, _, onumber = parts(cur)\n"
 	"local function take(from)\n"
 	"  redis.call('SET', key, id .. ' ' .. epoch .. ' ' .. ARGV[3] .. ' ' .. ARGV[4])\n"
@@ -88,18 +95,18 @@ static struct bus_script script_take = { .text =
 	"end\n"
 	"if not entry and readers == 0 then return take('') end\n"
 	"local t = redis.call('TIME')\n"
-	"local now, since = t[1] * 1000 + math.floor(t[2] / 1000), redis.call('GET', silent)\n"
-	"if not since then\n"
+	"local now, since = t[1] * 1000 + math.floor(t[2] / 1000), tonumber(text(silent) or '')\n"
+	"if not since or since > now then\n"
 	"  redis.call('SET', silent, string.format('%.0f', now), 'PX', ARGV[6] * 6)\n"
 	"  return {2, cur}\n"
 	"end\n"
-	"if now - tonumber(since) < tonumber(ARGV[6]) then return {2, cur} end\n"
+	"if now - since < tonumber(ARGV[6]) then return {2, cur} end\n"
 	"return take(cur)\n" };
 
 /* KEYS: the user's. ARGV: id, epoch, number of the login that is over. */
 static struct bus_script script_release = { .text =
 	LUA_PARTS
-	"local id, epoch, _, number = parts(redis.call('GET', KEYS[1]))\n"
+	"local id, epoch, _, number = parts(text(KEYS[1]))\n"
 	"if id == ARGV[1] and epoch == ARGV[2] and number == ARGV[3] then\n"
 	"  redis.call('DEL', KEYS[1])\n"
 	"end\n"
@@ -116,7 +123,7 @@ static struct bus_script script_restore = { .text =
 	"local function restore(i)\n"
 	"  local user, login, number, mode = string.match(ARGV[i], '(%d+) (%d+) (%d+) (%a)')\n"
 	"  local key, mine = ARGV[3] .. user, id .. ' ' .. epoch .. ' ' .. login .. ' ' .. number\n"
-	"  local cur = redis.call('GET', key)\n"
+	"  local cur = text(key)\n"
 	"  local oid, oepoch, ologin, onumber = parts(cur)\n"
 	"  if cur == mine then return end\n"
 	"  if oid == id and oepoch == epoch and tonumber(onumber) > tonumber(number) then return end\n"
@@ -137,7 +144,7 @@ static struct bus_script script_restore = { .text =
 /* KEYS: the user's. ARGV: what names of entries begin with. The claim, if its host has an entry of that life. */
 static struct bus_script script_where = { .text =
 	LUA_PARTS LUA_LIFE
-	"local cur = redis.call('GET', KEYS[1])\n"
+	"local cur = text(KEYS[1])\n"
 	"local id, epoch = parts(cur)\n"
 	"return id and life(ARGV[1], id, epoch) and cur\n" };
 
@@ -676,6 +683,13 @@ static void asked_again(void *arg, uint64_t tag, const struct bus_value *v)
 		ask_tell(a, WHERE_UNKNOWN, NULL);
 }
 
+/* Was it answered, be it that what is there is no text? */
+static bool says_something(const struct bus_value *v)
+{
+	return v != NULL && (v->type == BUS_STR || v->type == BUS_NIL ||
+	    (v->type == BUS_ERROR && strncmp(v->s, "WRONGTYPE", 9) == 0));
+}
+
 static void asked(void *arg, uint64_t tag, const struct bus_value *v)
 {
 	struct ask *a = arg;
@@ -683,9 +697,9 @@ static void asked(void *arg, uint64_t tag, const struct bus_value *v)
 	char key[KEY_MAX];
 
 	(void)tag;
-	if (v == NULL || (v->type != BUS_STR && v->type != BUS_NIL)) {
+	if (!says_something(v)) {
 		ask_tell(a, WHERE_UNKNOWN, NULL);
-	} else if (v->type == BUS_NIL || !read_owner(v, &o)) {
+	} else if (!read_owner(v, &o)) {
 		ask_tell(a, WHERE_NOBODY, NULL);
 	} else if (is_ours(&o)) {
 		ask_ours(a, &o);
@@ -715,8 +729,8 @@ void claim_where(uint32_t user, where_fn *done, uint64_t tag, uint64_t tag2)
 		return;
 	}
 	*a = (struct ask){ done, tag, tag2, user };
-	const char *argv[] = { "GET", user_key(key, user) };
-	if (!bus_send(2, argv, NULL, asked, a, 0))
+	const char *argv[] = { "GETRANGE", user_key(key, user), "0", "199" };	/* of whatever is there */
+	if (!bus_send(4, argv, NULL, asked, a, 0))
 		ask_tell(a, WHERE_UNKNOWN, NULL);
 }
 

@@ -41,29 +41,47 @@ static uint64_t born_ms;
 static uint32_t rounds;
 static bool reading, again;
 
+/*
+ * Who else writes into this Redis may have put anything there: what is no text, or longer than ours is,
+ * is as good as nothing, and is written over. (A value of another type is an error, which is a table.)
+ */
+#define LUA_TEXT \
+	"local function text(name, most) " \
+	"local v = redis.pcall('GETRANGE', name, 0, most) " \
+	"return type(v) == 'string' and v ~= '' and #v <= most and v or nil " \
+	"end "
+
 /* KEYS: entry, set. ARGV: id, entry, ms, how its life is written in it, 1: not for the first time. */
 static struct bus_script announce = { .text =
-    "local e = redis.call('GET', KEYS[1]) "
+    LUA_TEXT
+    "local e = text(KEYS[1], 1024) "
+    "if e and not string.find(e, '^{\"epoch\":\"%d+\"') then e = nil end "
     "if e and ARGV[5] == '1' and not string.find(e, ARGV[4], 1, true) then return 0 end "
     "redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3]) "
-    "redis.call('SADD', KEYS[2], ARGV[1]) "
+    "local added = redis.pcall('SADD', KEYS[2], ARGV[1]) "
+    "if type(added) == 'table' then "
+    "if not string.find(added.err, 'WRONGTYPE', 1, true) then return added end "
+    "redis.call('DEL', KEYS[2]) redis.call('SADD', KEYS[2], ARGV[1]) "
+    "end "
     "return e and 2 or 1" };
 enum { ANNOUNCE_TAKEN = 0, ANNOUNCE_NEW = 1, ANNOUNCE_SAME = 2 };
 
 /* KEYS: entry, set. ARGV: id, how its life is written. */
 static struct bus_script leave = { .text =
-    "local e = redis.call('GET', KEYS[1]) "
+    LUA_TEXT
+    "local e = text(KEYS[1], 1024) "
     "if not e or not string.find(e, ARGV[2], 1, true) then return 0 end "
-    "redis.call('SREM', KEYS[2], ARGV[1]) "
+    "redis.pcall('SREM', KEYS[2], ARGV[1]) "
     "return redis.call('DEL', KEYS[1])" };
 
 /* KEYS: set, born. ARGV: what entries' names begin with, a text for born. Born, then id and entry of each. */
 static struct bus_script registry = { .text =
-    "local born = redis.call('GET', KEYS[2]) "
+    LUA_TEXT
+    "local born = text(KEYS[2], 32) "
     "if not born then redis.call('SET', KEYS[2], ARGV[2]) born = ARGV[2] end "
-    "local out = { born } "
-    "for _, id in ipairs(redis.call('SMEMBERS', KEYS[1])) do "
-    "local e = redis.call('GET', ARGV[1] .. id) "
+    "local out, ids = { born }, redis.pcall('SMEMBERS', KEYS[1]) "
+    "for _, id in ipairs(ids) do "
+    "local e = #id <= 64 and text(ARGV[1] .. id, 1024) "
     "if e then out[#out + 1] = id out[#out + 1] = e else redis.call('SREM', KEYS[1], id) end "
     "end return out" };
 

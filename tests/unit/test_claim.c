@@ -572,7 +572,7 @@ static void ask(uint32_t user, const char *value, enum where w, struct host *h)
 
 	heard = 0;
 	claim_where(user, where, 11, 22);
-	assert_sent(nsent - 1, "GET", nsent > 0 ? sent[nsent - 1].argv[0] : "", sent[nsent - 1].argv[0]);
+	assert_sent(nsent - 1, "GETRANGE", nsent > 0 ? sent[nsent - 1].argv[0] : "", "199");
 	answer(&v);
 	assert_int_equal(heard, 1);
 	assert_int_equal(heard_where, w);
