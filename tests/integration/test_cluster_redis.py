@@ -311,7 +311,8 @@ def test_younger_session_stays_wherever_it_is(make_cluster):
     older.wait_closed()
     younger.ping()
     assert not younger.of(SESSION_END)
-    assert cluster[1].online().chat_acked(account, "x", deadline=10)["state"] == "delivered"
+    sender = cluster[1].online()
+    wait_until(lambda: sender.chat_acked(account, "x", deadline=10)["state"] == "delivered", 15)
     younger.expect(CHAT, msg="x")
 
 
