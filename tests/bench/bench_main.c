@@ -110,6 +110,8 @@ static void hold(void)
 	char line[100];
 
 	outcome.memory_after = proc_memory();
+	outcome.cpu_seconds += proc_cpu();
+	outcome.load_seconds += proc_cpu_load();
 	report_ready(&outcome);
 	if (opt.seconds > 0)
 		watch_until(now_ns() + (int64_t)(opt.seconds * 1e9));
@@ -166,6 +168,7 @@ int main(int argc, char **argv)
 	}
 	proc_find();
 	outcome.memory_before = proc_memory();
+	outcome.cpu_seconds = -proc_cpu();	/* of the logins, if that is all */
 	start_children();
 	while (atomic_load(&board->ready) < opt.procs) {
 		usleep(2000);

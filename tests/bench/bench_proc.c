@@ -96,10 +96,11 @@ double proc_cpu(void)
 
 double proc_cpu_load(void)
 {
-	char text[MAX_PROCS * 12], *p = text;
+	char text[MAX_PROCS * 12], path[40], *p = text;
 	double sum = 0;
 
-	proc_read((uint32_t)getpid(), "task/self/children", text, sizeof text);
+	snprintf(path, sizeof path, "task/%d/children", (int)getpid());
+	proc_read((uint32_t)getpid(), path, text, sizeof text);
 	for (char *end; ; p = end) {
 		unsigned long pid = strtoul(p, &end, 10);
 

@@ -81,11 +81,14 @@ void report_ready(const struct outcome *o)
 	add_up();
 	if (opt.json)
 		printf("{\"ready\":%u,\"connects_per_second\":%.1f,\"memory_before\":%llu,"
-		    "\"memory_after\":%llu,\"bytes_per_session\":%.1f}\n", opt.conns, connects_per_second(),
+		    "\"memory_after\":%llu,\"bytes_per_session\":%.1f,\"server_cpu_us\":%.2f,"
+		    "\"load_cpu_us\":%.2f}\n", opt.conns, connects_per_second(),
 		    (unsigned long long)o->memory_before, (unsigned long long)o->memory_after,
-		    per_session(o));
+		    per_session(o), o->cpu_seconds * 1e6 / opt.conns, o->load_seconds * 1e6 / opt.conns);
 	else
-		printf("%u sessions, %.0f a second\n", opt.conns, connects_per_second());
+		printf("%u sessions, %.0f a second; %.1f us of CPU each here, %.1f us at the server\n",
+		    opt.conns, connects_per_second(), o->load_seconds * 1e6 / opt.conns,
+		    o->cpu_seconds * 1e6 / opt.conns);
 	fflush(stdout);
 }
 

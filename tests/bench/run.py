@@ -22,7 +22,7 @@ from kit.measure import Cell                                    # noqa: E402
 from kit.report import Report                                   # noqa: E402
 from kit.servers import CPUS, OUT, Accounts                     # noqa: E402
 
-SCENARIOS = {**chat.SCENARIOS, **sessions.SCENARIOS, **wide.SCENARIOS}
+SCENARIOS = {**chat.SCENARIOS, **wide.SCENARIOS, **sessions.SCENARIOS}
 
 
 def numbers(text):
@@ -39,7 +39,7 @@ def arguments():
     ap.add_argument("--members", type=numbers, default=[10, 100, 1000, 10000], help="of groups (10,100,1000,10000)")
     ap.add_argument("--sessions", type=numbers, default=[10000, 100000, 500000],
                     help="idle ones, as far as the machine holds them (10000,100000,500000)")
-    ap.add_argument("--limit", type=float, default=900, help="seconds after which no further scenario begins (900)")
+    ap.add_argument("--limit", type=float, default=600, help="seconds after which no further scenario begins (600)")
     ap.add_argument("--best", action="store_true", help="each server's best run instead of medians: for a machine "
                     "that others use as well")
     ap.add_argument("--no-brokers", action="store_true", help="do not compare with mosquitto and others")
@@ -63,9 +63,10 @@ def main():
     os.makedirs(OUT)
     rep = Report(OUT, ["# Measured", "", f"{time.strftime('%Y-%m-%d')}, {len(CPUS)} CPUs ({cpu_model()}), Linux "
                        f"{os.uname().release}, loopback; server on one CPU and load on another unless said otherwise."])
-    acc, failed, start = Accounts(), 0, time.monotonic()
+    acc, failed = Accounts(), 0
+    a.deadline = time.monotonic() + a.limit
     for name in a.only.split(","):
-        if time.monotonic() > start + a.limit:
+        if time.monotonic() > a.deadline:
             rep.skipped(f"{name}: the time was up (--limit)")
             continue
         print(f"-- {name}: {SCENARIOS[name].__doc__} (load average {os.getloadavg()[0]:.1f})", flush=True)

@@ -49,7 +49,8 @@ class Cell:
 
     def best_run(self):
         """The one that was disturbed least."""
-        return max(self.runs, key=lambda x: (x["per_second"] + x["logins_per_second"], -x["p99_us"]))
+        return max(self.runs, key=lambda x: (0 if x["offered"] else x["per_second"] + x["logins_per_second"],
+                                             -x["p99_us"]))
 
     def ratio(self, key):
         """To the base cell: the median of the ratios within each round."""

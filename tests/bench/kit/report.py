@@ -9,7 +9,7 @@ class Report:
         self.scenario = ""
 
     def section(self, title, text):
-        self.lines += ["", f"## {title}", "", " ".join(text.split()), ""]
+        self.lines += ["", f"## {title}", "", *([" ".join(text.split()), ""] if text else [])]
 
     def table(self, head, rows):
         self.lines += [*([""] if self.lines[-1] else []), "| " + " | ".join(head) + " |",
