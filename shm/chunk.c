@@ -37,7 +37,7 @@
 
 #define REGION_MAGIC  UINT64_C(0x3130524c52415001)
 #define NCLASSES      9u		/* 128 bytes to 32 KiB; above that whole spans */
-#define KEEP_MIN      8u		/* empty spans that are always kept */
+#define KEEP_MIN      2u		/* empty spans that are always kept */
 #define KEEP_MAX      512u		/* and at most, besides an eighth of those in use */
 #define NONE          UINT32_MAX
 #define NO_CHUNK      UINT16_MAX

@@ -79,6 +79,12 @@ void db_close(struct db *db)
 	free(db);
 }
 
+void db_relax(struct db *db)
+{
+	if (db->conn != NULL && db->pid == (int)getpid() && db->eng->relax != NULL)
+		db->eng->relax(db);
+}
+
 bool db_connected(const struct db *db)
 {
 	return db->conn != NULL;

@@ -72,6 +72,8 @@ void db_close(struct db *db);
 /* Hangs up; the next use connects again. For idle connections. */
 void db_disconnect(struct db *db);
 bool db_connected(const struct db *db);
+/* Gives back memory that is only kept to be quick. For connections that nobody needs just now. */
+void db_relax(struct db *db);
 /* Connects if need be and asks the server for a sign of life. */
 int db_ping(struct db *db) DB_MUST;
 /* What went wrong last, for people; never NULL, valid until the next call. */

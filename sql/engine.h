@@ -66,6 +66,7 @@ struct db_engine {
 	int (*connect)(struct db *db);
 	void (*disconnect)(struct db *db);
 	int (*ping)(struct db *db);
+	void (*relax)(struct db *db);	/* NULL: there is nothing to give back */
 	int (*begin)(struct db *db);	/* for writing */
 	int (*commit)(struct db *db);
 	void (*rollback)(struct db *db);

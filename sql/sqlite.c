@@ -323,12 +323,19 @@ static const char *const schema_1[] = {
 };
 static const char *const *const migrations[] = { schema_1, NULL };
 
+/* Pages of the file; what is in use stays. */
+static void lite_relax(struct db *db)
+{
+	(void)sqlite3_db_release_memory(lite(db));
+}
+
 const struct db_engine db_engine_sqlite = {
 	.name = "sqlite",
 	.fan = 1,
 	.connect = lite_connect,
 	.disconnect = lite_disconnect,
 	.ping = lite_ping,
+	.relax = lite_relax,
 	.begin = lite_begin,
 	.commit = lite_commit,
 	.rollback = lite_rollback,

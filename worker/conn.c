@@ -25,6 +25,7 @@
 #include "worker/base/proxyhdr.h"
 #include "worker/cmd.h"
 #include "worker/loop.h"
+#include "worker/seat.h"
 #include "worker/session.h"
 
 #define READ_ROOM  16384u		/* a read takes at most about this */
@@ -33,13 +34,10 @@
 #define ACCEPTS    64			/* a listener a turn */
 #define FRAMES     256			/* a connection a turn */
 #define LINGER_MS  2000
-#define BLOCK      256u			/* conns in one allocation */
 
-static struct conn **blocks;		/* blocks[i >> 8][i & 255] */
-static uint32_t nblocks, *free_ix, nfree;
 static struct conn *dirty_head, *gone_head;
-static struct conn *run_list[1024];	/* parse on at the end of the turn */
-static unsigned nrun;
+static struct conn **run_list;		/* parse on at the end of the turn; NULL: gone meanwhile */
+static unsigned nrun, run_room;
 static int spare_fd = -1;
 static uint64_t accept_again_ms, dropped_ms;
 static unsigned pressure;		/* as of this turn's beginning */
@@ -49,95 +47,25 @@ static void on_timer(struct timer *t);
 
 /* ---- the cache beside the records ---- */
 
-static struct conn *conn_ix(uint32_t ix)
-{
-	return ix / BLOCK < nblocks ? &blocks[ix / BLOCK][ix % BLOCK] : NULL;
-}
-
-static bool more_conns(void)
-{
-	struct conn *b = calloc(BLOCK, sizeof *b);
-	struct conn **nb = realloc(blocks, (nblocks + 1) * sizeof *nb);
-	uint32_t *nf = nb == NULL ? NULL : realloc(free_ix, (nblocks + 1) * BLOCK * sizeof *nf);
-
-	if (nb != NULL)
-		blocks = nb;
-	if (nf != NULL)
-		free_ix = nf;
-	if (b == NULL || nb == NULL || nf == NULL) {
-		free(b);
-		return false;
-	}
-	for (uint32_t i = BLOCK; i > 0; i--)
-		free_ix[nfree++] = nblocks * BLOCK + i - 1;
-	blocks[nblocks++] = b;
-	return true;
-}
-
 static struct conn *conn_make(uint32_t rec, int fd)
 {
-	if (nfree == 0 && !more_conns())
+	struct conn *c = seat_make(rec);
+
+	if (c == NULL)
 		return NULL;
-	uint32_t ix = free_ix[--nfree];
-	struct conn *c = conn_ix(ix);
-	memset(c, 0, sizeof *c);
-	c->rec = rec;
-	c->r = rec_at(rec);
-	c->gen = atomic_load(&c->r->gen);
-	c->ix = ix;
 	c->fd = fd;
-	c->gone = CHUNK_NONE;
-	c->unwritten = CHUNK_NONE;
 	c->last_ms = c->since_ms = clock_ms();
-	frame_init(&c->scan);
-	wk->nconns++;
 	return c;
 }
 
 static void conn_release(struct conn *c)
 {
-	timer_stop(&c->timer);
+	timer_stop(c->timer);
 	timer_stop(&c->pace);
 	timer_stop(&c->drain);
 	timer_stop(&c->confirm);
 	session_drop_cache(c);
-	free_ix[nfree++] = c->ix;
-	c->rec = REC_NONE;
-	c->r = NULL;
-	wk->nconns--;
-}
-
-struct conn *conn_get(uint32_t rec, uint32_t gen)
-{
-	if (rec >= shm->head->max_sessions)
-		return NULL;
-	struct rec *r = rec_at(rec);
-	uint32_t w = atomic_load_explicit(&r->word, memory_order_acquire);
-	if (rec_word_slot(w) != (int)wk->slot || atomic_load(&r->slot_gen) != wk->gen)
-		return NULL;
-	struct conn *c = conn_ix(r->heap);
-	return c != NULL && c->rec == rec && c->gen == gen ? c : NULL;
-}
-
-void conn_each(void (*fn)(struct conn *c, void *arg), void *arg)
-{
-	for (uint32_t i = 0; i < nblocks * BLOCK; i++) {
-		struct conn *c = conn_ix(i);
-
-		if (c->r != NULL && c->rec != REC_NONE)
-			fn(c, arg);
-	}
-}
-
-uint32_t conn_each_from(uint32_t from, uint32_t n, void (*fn)(struct conn *c, void *arg), void *arg)
-{
-	for (; from < nblocks * BLOCK && n > 0; from++, n--) {
-		struct conn *c = conn_ix(from);
-
-		if (c->r != NULL && c->rec != REC_NONE)
-			fn(c, arg);
-	}
-	return from < nblocks * BLOCK ? from : 0;
+	seat_release(c);
 }
 
 const char *conn_why(enum close_why why)
@@ -344,15 +272,15 @@ void conn_rearm(struct conn *c)
 	if (in && c->r->ack && cf->ping_ms > 0 && (at = c->last_ms + cf->ping_ms) < first)
 		first = at;
 	if (first == UINT64_MAX)
-		timer_stop(&c->timer);
-	else if (!timer_is_set(&c->timer) || c->timer.at_ms > first)
-		timer_set(&c->timer, first, on_timer);
+		timer_stop(c->timer);
+	else if (!timer_is_set(c->timer) || c->timer->at_ms > first)
+		timer_set(c->timer, first, on_timer);
 }
 
 /* The timer is set early and looks again: traffic only moves last_ms, never the timer. */
 static void on_timer(struct timer *t)
 {
-	struct conn *c = (struct conn *)((char *)t - offsetof(struct conn, timer));
+	struct conn *c = seat_of_timer(t);
 	const struct conf *cf = &wk->conf;
 	uint64_t quiet = clock_ms() - c->last_ms;
 	bool in = session_logged_in(c);
@@ -380,7 +308,7 @@ static void on_timer(struct timer *t)
 			c->ping_sent = true;
 			cmd_ping(c);
 		}
-		timer_set(&c->timer, c->last_ms + 2ull * cf->ping_ms, on_timer);
+		timer_set(c->timer, c->last_ms + 2ull * cf->ping_ms, on_timer);
 		return;
 	}
 	conn_rearm(c);
@@ -414,7 +342,7 @@ static bool drop_slowest(const struct conn *but)
 	if (clock_ms() - dropped_ms < DROP_EVERY_MS)
 		return false;
 	dropped_ms = clock_ms();
-	conn_each(slower, &s);
+	seat_each_awake(slower, &s);
 	if (clock_ms() - said_ms > 1000) {
 		said_ms = clock_ms();
 		log_warn("session memory is short: %llu of %llu bytes in use%s",
@@ -701,28 +629,18 @@ static void conn_discard(struct conn *c)
 	}
 }
 
-static void run_later(struct conn *c)
-{
-	if (nrun == sizeof run_list / sizeof *run_list) {
-		/* More than fit wait for nothing: their input is level-triggered only when unread
-		 * bytes are in the socket, so run the oldest right away instead. */
-		struct conn *first = run_list[0];
-		memmove(run_list, run_list + 1, (nrun - 1) * sizeof *run_list);
-		run_list[nrun - 1] = c;
-		if (first->r != NULL)
-			conn_parse(first);
-		return;
-	}
-	run_list[nrun++] = c;
-}
-
 void conn_unblock(struct conn *c)
 {
 	c->blocked = false;
-	for (unsigned i = 0; i < nrun; i++)
-		if (run_list[i] == c)
-			return;
-	run_later(c);
+	if (c->queued)
+		return;
+	if (nrun == run_room) {
+		run_room = run_room * 2 + 64;
+		run_list = realloc(run_list, run_room * sizeof *run_list);
+		ensure(run_list != NULL);
+	}
+	c->queued = true;
+	run_list[nrun++] = c;
 	loop_again();
 }
 
@@ -927,17 +845,21 @@ static void free_gone(void)
 void conn_flush_all(void)
 {
 	struct conn *c;
+	unsigned n = nrun;		/* what these add is for the next turn */
 
-	for (unsigned i = 0, n = nrun; i < n && nrun > 0; i++) {	/* those that parse on */
-		struct conn *first = run_list[0];
-
-		memmove(run_list, run_list + 1, --nrun * sizeof *run_list);
-		if (first->r != NULL && !first->blocked) {
-			conn_parse(first);
-			if (first->r != NULL)
-				conn_want(first);
-		}
+	for (unsigned i = 0; i < n; i++) {
+		if ((c = run_list[i]) == NULL)
+			continue;
+		run_list[i] = NULL;
+		c->queued = false;
+		if (c->blocked)
+			continue;
+		conn_parse(c);
+		conn_want(c);
 	}
+	nrun -= n;
+	if (nrun > 0)
+		memmove(run_list, run_list + n, nrun * sizeof *run_list);
 	session_turn_end();
 	while ((c = dirty_head) != NULL) {
 		dirty_head = c->next_dirty;
@@ -967,7 +889,7 @@ void conn_finish(struct conn *c, enum close_why why)
 	c->state = CONN_DRAIN_OUT;
 	in_drop(c);
 	c->r->rpos = c->r->rend;
-	timer_set(&c->timer, clock_ms() + LINGER_MS, on_timer);
+	timer_set(c->timer, clock_ms() + LINGER_MS, on_timer);
 	conn_mark_dirty(c);
 	conn_want(c);
 	session_finished(c);
@@ -990,7 +912,7 @@ void conn_close(struct conn *c, enum close_why why)
 	rec_set_state(c->rec, wk->slot, REC_CLOSING);
 	atomic_fetch_sub_explicit(&wk->s->connections, 1, memory_order_relaxed);
 	COUNT(closed);
-	timer_stop(&c->timer);
+	timer_stop(c->timer);
 	in_drop(c);
 	while (r->out_head != CHUNK_NONE) {
 		uint32_t ref = r->out_head;
@@ -1013,9 +935,10 @@ void conn_gone(struct conn *c)
 			}
 		c->dirty = false;
 	}
-	for (unsigned i = 0; i < nrun; i++)
+	for (unsigned i = 0; c->queued && i < nrun; i++)
 		if (run_list[i] == c)
-			run_list[i--] = run_list[--nrun];
+			run_list[i] = NULL;
+	c->queued = false;
 	c->next_dirty = gone_head;
 	gone_head = c;
 	loop_again();

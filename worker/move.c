@@ -143,7 +143,7 @@ static void start(struct conn *c, uint32_t to)
 	loop_client_del(c->fd);		/* before it is sent: afterwards nobody could */
 	c->state = CONN_MOVING;
 	c->again = false;
-	timer_stop(&c->timer);
+	timer_stop(c->timer);
 	timer_stop(&c->drain);
 	timer_stop(&c->confirm);
 	rec_offer(c->rec, wk->slot);

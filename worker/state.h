@@ -4,6 +4,7 @@
  * Scope   private to worker/. The truth about a session is its record and its chunks in the
  *         segment; struct conn is this process's cache beside it: epoll interest, timers, the
  *         frame scanner, what is in a library's hands. All of it can be made again from the record.
+ *         A field that says something of an idle session: see seat.h.
  * Owner   conn.c makes and frees connections; everybody else borrows them for the turn. Ids that
  *         outlive a turn are (record, generation): conn_get().
  */
@@ -43,7 +44,8 @@ enum conn_state {
 };
 
 struct conn {
-	uint32_t rec, gen, ix;		/* ix: where this cache lies */
+	uint32_t rec, gen, ix;		/* ix: its seat (seat.c) */
+	uint32_t pool;			/* where this cache lies */
 	struct rec *r;
 	int fd;
 	uint8_t state;			/* enum conn_state */
@@ -52,6 +54,7 @@ struct conn {
 	bool paused;			/* over its message rate until the timer */
 	bool eof;			/* the client sends no more */
 	bool dirty;			/* in the list of those to flush */
+	bool queued;			/* in the list of those to parse on */
 	bool behind;			/* the store holds something newer than what was written */
 	bool draining;			/* an offline read is in flight */
 	bool ranging;			/* a group range read is in flight */
@@ -82,7 +85,7 @@ struct conn {
 	uint64_t since_ms;		/* accept, or the last logout */
 	struct frame scan;
 	struct rate_bucket rate;
-	struct timer timer;		/* login deadline, idle, ping, linger: what comes first */
+	struct timer *timer;		/* login deadline, idle, ping, linger: what comes first */
 	struct timer pace;		/* rate pause */
 	struct timer drain;		/* a drain that goes on later: retry, classic gap */
 	struct timer confirm;		/* ack sessions: the oldest unconfirmed message */

@@ -393,22 +393,40 @@ static void thread_end(struct store *st, struct lane *l, struct runner *r)
 
 /* ---- the read lane ---- */
 
-/* Waits for a job; NULL: this thread is to end. */
-static struct store_job *read_next(struct store *st, struct lane *l)
+static uint64_t idle_ms(const struct store *st)
 {
-	uint64_t idle_ms = (uint64_t)st->setup.pool_idle_seconds * 1000;
-	uint64_t end = now_ms() + idle_ms;
+	return (uint64_t)st->setup.pool_idle_seconds * 1000;
+}
+
+/* Nothing was asked of this connection for a while. With the lock held, which is left for it. */
+static void relax(struct store *st, struct runner *r)
+{
+	pthread_mutex_unlock(&st->mtx);
+	runner_relax(r);
+	pthread_mutex_lock(&st->mtx);
+}
+
+/* Waits for a job; NULL: this thread is to end. */
+static struct store_job *read_next(struct store *st, struct lane *l, struct runner *r)
+{
+	uint64_t end = now_ms() + idle_ms(st);
+	bool kept = idle_ms(st) == 0;		/* all that it has */
 
 	while (l->head == NULL && !st->quit) {
-		bool spare = idle_ms > 0 && l->nthreads > st->setup.pool_init;
+		bool due = !kept && now_ms() >= end;
 
-		if (spare && now_ms() >= end)
+		if (due && l->nthreads > st->setup.pool_init)
 			return NULL;
+		if (due) {
+			kept = true;
+			relax(st, r);
+			continue;
+		}
 		l->nidle++;
-		if (spare)
-			wait_until(&l->more, &st->mtx, end);
-		else
+		if (kept)
 			pthread_cond_wait(&l->more, &st->mtx);
+		else
+			wait_until(&l->more, &st->mtx, end);
 		l->nidle--;
 	}
 	return lane_pop(l);
@@ -440,7 +458,7 @@ static void *read_main(void *arg)
 	struct runner *r = thread_begin(st, l);
 	struct store_job *job;
 
-	while (r != NULL && (job = read_next(st, l)) != NULL) {
+	while (r != NULL && (job = read_next(st, l, r)) != NULL) {
 		if (expired(job, now_ms())) {
 			done_push_rc(st, job, STORE_BUSY);
 			continue;
@@ -622,9 +640,16 @@ static void write_probe(struct store *st, struct runner *r)
 static struct store_job *write_next(struct store *st, struct lane *l, struct runner *r)
 {
 	struct store_job *list;
+	uint64_t end = now_ms() + idle_ms(st);
+	bool kept = idle_ms(st) == 0;
 
 	while (l->head == NULL && !st->quit) {
-		if (atomic_load(&st->up))
+		if (atomic_load(&st->up) && !kept && now_ms() >= end) {
+			kept = true;
+			relax(st, r);
+		} else if (atomic_load(&st->up) && !kept)
+			wait_until(&l->more, &st->mtx, end);
+		else if (atomic_load(&st->up))
 			pthread_cond_wait(&l->more, &st->mtx);
 		else if (now_ms() >= st->probe_at_ms)
 			write_probe(st, r);

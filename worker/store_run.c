@@ -1,6 +1,7 @@
 #include "worker/store_run.h"
 
 #include <stdio.h>
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -63,6 +64,12 @@ void runner_free(struct runner *r)
 		return;
 	db_close(r->db);
 	free(r);
+}
+
+void runner_relax(struct runner *r)
+{
+	db_relax(r->db);
+	malloc_trim(0);
 }
 
 bool runner_connected(const struct runner *r)

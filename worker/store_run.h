@@ -31,6 +31,8 @@ void runner_free(struct runner *r);
 /* Asks the database for a sign of life. */
 int runner_ping(struct runner *r);
 bool runner_connected(const struct runner *r);
+/* It has nothing to do for a while: memory that only makes it quick goes back. */
+void runner_relax(struct runner *r);
 const char *runner_error(const struct runner *r);
 void runner_set_keep_days(struct runner *r, uint32_t days);
 

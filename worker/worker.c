@@ -32,12 +32,14 @@
 #include "worker/presence.h"
 #include "worker/redo.h"
 #include "worker/route.h"
+#include "worker/seat.h"
 #include "worker/session.h"
 #include "worker/state.h"
 #include "worker/store.h"
 #include "worker/sweep.h"
 
 #define TICK_MS    1000
+#define PARK_MS    2000u		/* what says nothing for so long is parked */
 #define LEAVE_MS   4			/* between two looks at who can move */
 #define PURGE_MS   30000
 #define START_MS   1500			/* for the first word of the store */
@@ -493,6 +495,7 @@ static void on_tick(struct timer *t)
 
 	timer_set(t, clock_ms() + TICK_MS, on_tick);
 	region_tidy(wk->region);
+	seat_tidy(PARK_MS);
 	atomic_store(&wk->s->region_used, region_used(wk->region));
 	atomic_store(&wk->s->queue_depth, store_depth(wk->store) + redo_waiting());
 	atomic_store(&wk->s->store_up, store_up(wk->store));
@@ -674,6 +677,7 @@ int worker_run(const struct worker_boot *boot)
 {
 	/* Said outright, because glibc raises it to megabytes that ended store threads then keep. */
 	mallopt(M_TRIM_THRESHOLD, 128 << 10);
+	mallopt(M_ARENA_MAX, 2);	/* the loop's, and one that the threads share */
 	if (boot->keep != NULL)
 		worker_tidy(boot);
 	if (set_up(boot) != 0) {

@@ -34,6 +34,7 @@
 #include "worker/move.h"
 #include "worker/peer.h"
 #include "worker/redo.h"
+#include "worker/seat.h"
 #include "worker/session.h"
 #include "worker/state.h"
 #include "worker/store.h"
@@ -1018,6 +1019,7 @@ static void turn(uint32_t ms)
 	lane_turn(&writes);
 	lane_turn(&reads);
 	timer_run(now_ms);
+	seat_tidy(0);
 	redo_turn_end();
 	conn_flush_all();
 	peer_flush();
