@@ -115,11 +115,12 @@ static struct bus_script script_release = { .text =
 /*
  * ARGV: id, epoch, what names of users and of entries begin with, then "USER LOGIN_MS NUMBER MODE" for each
  * session; mode w (it is ending) takes nothing from anybody. {place, 1, former value}: taken from a live
- * host whose login was older; {place, 0, value}: theirs is newer; nothing for the others.
+ * host whose login was older; {place, 0, value}: theirs is newer; nothing for the others. Last, how many
+ * claims were not there.
  */
 static struct bus_script script_restore = { .text =
 	LUA_PARTS LUA_LIFE
-	"local id, epoch, said = ARGV[1], ARGV[2], {}\n"
+	"local id, epoch, said, set = ARGV[1], ARGV[2], {}, 0\n"
 	"local function restore(i)\n"
 	"  local user, login, number, mode = string.match(ARGV[i], '(%d+) (%d+) (%d+) (%a)')\n"
 	"  local key, mine = ARGV[3] .. user, id .. ' ' .. epoch .. ' ' .. login .. ' ' .. number\n"
@@ -137,8 +138,10 @@ static struct bus_script script_restore = { .text =
 	"    if not ours then return end\n"
 	"  end\n"
 	"  redis.call('SET', key, mine)\n"
+	"  set = set + 1\n"
 	"end\n"
 	"for i = 5, #ARGV do restore(i) end\n"
+	"said[#said + 1] = set\n"
 	"return said\n" };
 
 /* KEYS: the user's. ARGV: what names of entries begin with. The claim, if its host has an entry of that life. */
@@ -472,7 +475,7 @@ static void take_waiting(void)
 struct one { uint64_t number, login_ms; uint32_t user, rec, gen; bool ending; };
 struct batch { uint32_t n, pass; struct one v[]; };	/* pass: its number, 0: alone */
 
-static struct { uint32_t number, next; bool on; } pass;	/* through the records */
+static struct { uint32_t number, next; bool on, missed; } pass;	/* through the records */
 static struct timer pass_timer, again_timer, verify_timer;
 
 static void pass_step(void);
@@ -518,6 +521,8 @@ static void restored(void *arg, uint64_t tag, const struct bus_value *v)
 		else
 			end_ours(&b->v[place]);
 	}
+	if (!answered || (v->nv > 0 && v->v[v->nv - 1].n > 0))
+		pass.missed = true;	/* not there until now, or for all that is known */
 	/* Released meanwhile, and perhaps claimed after that. */
 	for (uint32_t i = 0; i < b->n; i++)
 		if (!still_bound(b->v[i].user, b->v[i].number))
@@ -589,7 +594,9 @@ static void pass_step(void)
 		timer_set(&pass_timer, clock_ms(), on_pass_timer);
 	} else {
 		pass.on = false;
-		cluster_look_again();	/* what was stored while nobody could know who serves them */
+		if (pass.missed)	/* what was stored while nobody could know who serves them */
+			cluster_look_again();
+		pass.missed = false;
 	}
 	free(b);
 }

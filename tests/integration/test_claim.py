@@ -64,6 +64,7 @@ class Book:
         """SESSIONS: (user, login_ms, number, mode)."""
         flat = self.redis("EVAL", self.scripts["restore"], 0, host, epoch, "p:user:", "p:host:",
                           *("%d %d %d %s" % s for s in sessions))
+        self.missing = flat.pop()               # how many were not there
         return [tuple(flat[i:i + 3]) for i in range(0, len(flat), 3)]
 
     def where(self, user):
@@ -223,9 +224,9 @@ def test_one_wins(book):
 def test_restore_after_a_flush(book):
     book.host("a", 1)
     sessions = [(user, 100 + user, user, "s") for user in range(1, 300)]
-    assert book.restore("a", 1, *sessions) == []
+    assert book.restore("a", 1, *sessions) == [] and book.missing == 299
     assert all(book.claim(u) == "a 1 %d %d" % (100 + u, u) for u in range(1, 300))
-    assert book.restore("a", 1, *sessions) == []
+    assert book.restore("a", 1, *sessions) == [] and book.missing == 0
 
 
 @pytest.mark.parametrize("ours, theirs, wins", [(200, 100, True), (100, 200, False), (100, 100, True)])
