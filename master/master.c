@@ -491,12 +491,22 @@ static int start(struct master *m)
 
 /* --- The loop --------------------------------------------------------------------------------- */
 
+/* Who detached it finds it by that: without a word about it, in state_dir. */
+static void pid_path(const struct master *m, char *out, size_t cap)
+{
+	if (m->conf->pid_file[0] == '\0' && m->args->detach)
+		snprintf(out, cap, "%s/parleyd.pid", m->conf->state_dir);
+	else
+		snprintf(out, cap, "%s", m->conf->pid_file);
+}
+
 static void came_up(struct master *m)
 {
-	char why[512];
+	char why[512], path[4096];
 
 	m->up = true;
-	if (service_pid_write(&m->service, m->conf->pid_file, why, sizeof why) < 0) {
+	pid_path(m, path, sizeof path);
+	if (service_pid_write(&m->service, path, why, sizeof why) < 0) {
 		m->sup.exit_code = fail(m, MASTER_FAILED, "%s", why);
 		stop(m, SUP_AT_ONCE);
 		return;

@@ -176,6 +176,20 @@ def test_d_detaches_as_init_scripts_expect(make_daemon):
     daemon.process = None
 
 
+def test_d_without_pid_file_writes_one_in_state_dir(make_daemon):
+    daemon = make_daemon(start=False)
+    del daemon.conf["pid_file"]
+    daemon.write_conf(log=os.path.join(daemon.dir, "parleyd.log"))
+    assert run(daemon, "-d", "-c", daemon.conf_path).returncode == 0
+    path = os.path.join(daemon.conf["state_dir"], "parleyd.pid")
+    with open(path) as file:
+        pid = int(file.read())
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not os.path.exists(path), 15, "the pid file is removed")
+    wait_until(lambda: proc_stat(pid) is None or proc_stat(pid)[1] == "Z", 10)
+    daemon.process = None
+
+
 def test_d_says_when_it_did_not_come_up(make_daemon):
     daemon = make_daemon(start=False)
     daemon.write_conf(log=os.path.join(daemon.dir, "parleyd.log"))
