@@ -32,7 +32,10 @@
 #include "worker/store.h"
 
 struct cell { uint32_t rec, gen, user, slot, pending; bool over; };
-struct entry { uint32_t ref; uint64_t order; };
+/* What must become of an entry. */
+enum fate { FATE_FREE, FATE_STORE, FATE_GROUP, FATE_ROW, FATE_CURSOR, FATE_GONE };
+
+struct entry { uint32_t ref, mine; uint64_t order; enum fate fate; };
 struct found { struct entry *v; uint32_t n, cap; uint32_t *rest, nrest, rest_cap; };
 
 static struct cell *dead;
@@ -224,9 +227,6 @@ static bool prepared_is_ours(const struct msg *m)
 	return msg_claim(src, m->origin_seq, M_WAITING, M_TAKEN);
 }
 
-/* What must become of an entry. */
-enum fate { FATE_FREE, FATE_STORE, FATE_GROUP, FATE_ROW, FATE_CURSOR, FATE_GONE };
-
 static enum fate held_fate(const struct msg *m, uint32_t slot)
 {
 	struct rec *r = m->rrec < shm->head->max_sessions ? rec_at(m->rrec) : NULL;
@@ -306,25 +306,29 @@ static void drop(uint32_t slot, uint32_t ref)
 		chunk_mark_free(slot, ref);
 }
 
-/* False: no memory to take it over now; it stays where it is. */
-static bool execute(uint32_t slot, uint32_t ref)
+/* Decides what becomes of an entry, and takes it over. False: no memory for that now. */
+static bool take_over(uint32_t slot, struct entry *e)
 {
-	struct msg *m = msg_of(slot, ref);
-	enum fate f = m != NULL ? fate_of(m, slot) : FATE_FREE;
-	uint32_t mine;
+	struct msg *m = msg_of(slot, e->ref);
 
-	switch (f) {
+	e->fate = m != NULL ? fate_of(m, slot) : FATE_FREE;
+	e->mine = CHUNK_NONE;
+	if (e->fate == FATE_STORE || e->fate == FATE_GROUP)
+		e->mine = own(slot, e->ref, m);
+	return e->mine != CHUNK_NONE || (e->fate != FATE_STORE && e->fate != FATE_GROUP);
+}
+
+static void execute(uint32_t slot, const struct entry *e)
+{
+	const struct msg *m = msg_of(slot, e->ref);
+
+	switch (e->fate) {
 	case FATE_STORE:
+		sweep_store(e->mine);
+		break;
 	case FATE_GROUP:
-		if ((mine = own(slot, ref, m)) == CHUNK_NONE)
-			return false;
-		if (f == FATE_GROUP)
-			group_resend(mine);
-		else
-			sweep_store(mine);
-		if (mine != ref || slot != wk->slot)
-			drop(slot, ref);
-		return true;
+		group_resend(e->mine);
+		break;
 	case FATE_ROW:
 		row_was_written(m);
 		break;
@@ -337,8 +341,25 @@ static bool execute(uint32_t slot, uint32_t ref)
 	case FATE_FREE:
 		break;
 	}
-	drop(slot, ref);
-	return true;
+}
+
+/*
+ * All are taken over before the first original goes, and those go from the last to the first: should this
+ * worker die on any line, one slot has all of them and the other the first few, and whichever is heard first,
+ * the store has them in order. For the same reason all stay where memory is short for one.
+ */
+static uint32_t execute_all(uint32_t slot, struct entry *v, uint32_t n)
+{
+	uint32_t taken = 0;
+
+	while (taken < n && take_over(slot, &v[taken]))
+		taken++;
+	for (uint32_t i = 0; i < taken; i++)
+		execute(slot, &v[i]);
+	for (uint32_t i = taken; taken == n && i-- > 0; )
+		if (slot != wk->slot || v[i].mine == CHUNK_NONE)
+			drop(slot, v[i].ref);
+	return n - taken;
 }
 
 /* ---- the whole ---- */
@@ -353,7 +374,7 @@ static int collect(void *arg, uint32_t ref, struct chunk *c)
 			f->v = realloc(f->v, f->cap * sizeof *f->v);
 			ensure(f->v != NULL);
 		}
-		f->v[f->n++] = (struct entry){ ref, ((struct msg *)c->data)->order };
+		f->v[f->n++] = (struct entry){ .ref = ref, .order = ((struct msg *)c->data)->order };
 	} else {
 		if (f->nrest == f->rest_cap) {
 			f->rest_cap = f->rest_cap == 0 ? 1024 : f->rest_cap * 2;
@@ -376,7 +397,7 @@ void sweep_start(uint32_t slot, uint32_t live_gen)
 {
 	struct found f = { 0 };
 	uint64_t t0 = clock_now_ms();
-	uint32_t first, kept = 0;
+	uint32_t first, kept;
 
 	if (slot_pending == NULL) {
 		slot_pending = calloc(shm->head->max_workers, sizeof *slot_pending);
@@ -394,8 +415,7 @@ void sweep_start(uint32_t slot, uint32_t live_gen)
 	(void)chunk_scan(slot, collect, &f);
 	if (f.n > 0)				/* qsort wants no NULL, not even for nothing */
 		qsort(f.v, f.n, sizeof *f.v, by_order);
-	for (uint32_t i = 0; i < f.n; i++)
-		kept += !execute(slot, f.v[i].ref);
+	kept = execute_all(slot, f.v, f.n);
 	for (uint32_t i = 0; i < f.nrest; i++)
 		drop(slot, f.rest[i]);
 	for (uint32_t i = first, n = ndead; i < n; i++)
