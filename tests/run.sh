@@ -145,10 +145,11 @@ stage() {
 		done ;;
 	int|int:*)
 		build "$kind" all || return
-		# Two at a time: most of a test is waiting.
 		set -- tests/integration -m "not long"
+		# Two at a time, because most of a test is waiting; but those that promise a time.
 		if "$python" -c 'import xdist' 2>/dev/null; then
-			set -- "$@" -n 2 --dist loadfile
+			py "integration timed $kind" "$kind" tests/integration -m "timed and not long"
+			set -- tests/integration -m "not long and not timed" -n 2 --dist loadfile
 		fi
 		py "integration $kind" "$kind" "$@" ;;
 	chaos)

@@ -220,8 +220,12 @@ def test_stale_pid_file_is_overwritten(make_daemon):
     with open(daemon.conf["pid_file"], "w") as file:
         file.write("999999\n")
     daemon.start()
-    with open(daemon.conf["pid_file"]) as file:
-        assert int(file.read()) == daemon.pid
+
+    def written():
+        with open(daemon.conf["pid_file"]) as file:
+            return file.read() == "%d\n" % daemon.pid
+
+    wait_until(written, 10, "the file has the new pid")
 
 
 # -- failures to start ----------------------------------------------------------------------------

@@ -134,7 +134,7 @@ def test_session_end(server, start, reason, returns):
         return
     assert each.end() == 1
     assert len(server.of(1)) == 1
-    assert any(reason in line for line in each.err)
+    wait_until(lambda: any(reason in line for line in each.err), 5, "it says why")
 
 
 def test_ping_is_answered(server, start):

@@ -185,9 +185,9 @@ def test_quick_return_is_a_new_epoch(make_cluster):
             cluster.login_anywhere(account, [cluster[number % 2]])
         else:
             assert reply["errno"] == OK
-    for account in accounts:
-        assert alice.chat_acked(account, "x")["state"] == "delivered"
     cluster.wait_whole()
+    for account in accounts:
+        wait_until(lambda: alice.chat_acked(account, "x", deadline=15)["state"] == "delivered", 15)
 
 
 def test_orderly_stop_frees_everybody(make_cluster):

@@ -285,6 +285,7 @@ def test_rate_logins_by_address_for_the_host():
             client.ping()                                                                 # others go on
 
 
+@pytest.mark.timed
 def test_busy_hashing_answers_and_never_blocks_the_loop(make_daemon):
     """Passwords cost 50 ms here; everybody else is served meanwhile."""
     daemon = make_daemon(hash_memory=32768, hash_passes=3, hash_threads=1)

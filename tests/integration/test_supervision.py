@@ -41,6 +41,7 @@ def test_every_worker_gets_connections(daemon):
     assert slots == {0, 1}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("slot", [0, 1, 2])
 def test_kill_a_worker_under_traffic(make_daemon, slot):
     """Others are unaffected; the dead worker's users are back within 200 ms, none of them counts as

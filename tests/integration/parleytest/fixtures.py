@@ -12,6 +12,7 @@ RAN = pytest.StashKey()
 
 
 def pytest_configure(config):
+    config.addinivalue_line("markers", "timed: promises a time; run without another test beside it")
     config.addinivalue_line("markers", "long: takes longer than `make check` has; run by `make check-long`")
 
 
