@@ -63,7 +63,7 @@ def test_claim_of_somebody_spoken_to(make_cluster, put):
     cluster.redis.reset_counts()
     put(cluster.redis, key(cluster, "user", str(other.id)))
     assert alice.chat_acked(other.id, "x", deadline=20)["state"] == "stored"
-    assert alice.chat_acked(bob, "y")["state"] == "delivered"
+    alice.chat_delivered(bob, "y")
     assert "client|setname" not in cluster.redis.counts()
     assert alice.ok(FRIEND_LIST)["errno"] == 0
 
@@ -109,7 +109,7 @@ def test_no_memory(make_cluster):
     cluster.redis("CONFIG", "SET", "maxmemory", "1")
     try:
         carol = cluster[0].relogin(accounts[2])
-        assert alice.chat_acked(carol, "near")["state"] == "delivered"
+        alice.chat_delivered(carol, "near")
         wait_until(lambda: not cluster.redis("EXISTS", key(cluster, "host:h1")), 20, "the entry runs out")
         assert alice.chat_acked(bob, "far", deadline=20)["errno"] == 0
         bob.wait(lambda c: "far" in c.texts(), 20)
@@ -151,6 +151,6 @@ def test_garbage_in_the_channel(make_cluster):
             redis("PUBLISH", names[number % 2], junk)
             if number % 100 == 0:
                 assert alice.chat_acked(bob, "n%d" % number)["errno"] == 0
-    assert alice.chat_acked(bob, "last")["state"] == "delivered"
+    alice.chat_delivered(bob, "last")
     for host in cluster:
         assert not any(row["restarts"] for row in host.status()["workers"])

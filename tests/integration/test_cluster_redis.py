@@ -292,7 +292,7 @@ def test_older_session_ends_when_a_cut_host_returns(make_cluster):
         cluster[0].link.pass_()
     assert older.expect(SESSION_END, 15)["reason"] == "replaced"
     older.wait_closed()
-    assert alice.chat_acked(account, "x", deadline=10)["state"] == "delivered"
+    alice.chat_delivered(account, "x")
     younger.expect(CHAT, msg="x")
     assert not younger.of(SESSION_END)
 
@@ -398,7 +398,7 @@ def test_start_without_redis(make_cluster):
 def whole(cluster):
     """Two hosts that are one chat."""
     alice, bob = cluster.people(2)
-    assert alice.chat_acked(bob, "x")["state"] == "delivered"
+    alice.chat_delivered(bob, "x")
     bob.expect(CHAT, msg="x")
     return alice, bob
 
@@ -437,8 +437,8 @@ def test_databases_and_names_keep_clusters_apart(make_cluster, make_redis):
     for cluster, client in zip(clusters, people):
         assert list(cluster[0].hosts()) == ["h1"]
         other = cluster[0].online()
-        assert other.chat_acked(client, "x")["state"] == "delivered"
-        client.wait_texts(["x"])
+        other.chat_delivered(client, "x")
+        client.wait(lambda c: set(c.texts()) == {"x"}, 10, "it and nothing else")
 
 
 def test_wrong_password(make_cluster, make_redis):

@@ -28,7 +28,7 @@ def test_online_elsewhere(cluster):
     stranger = cluster[1].connect()
     assert stranger.request(LOGIN, id=account.id, password="wrong")["errno"] == REFUSED
     first.ping()
-    assert cluster[2].online().chat_acked(account, "still there")["state"] == "delivered"
+    cluster[2].online().chat_delivered(account, "still there")
 
 
 def test_after_logout_anywhere_at_once(cluster):
@@ -90,7 +90,7 @@ def test_replace(make_cluster):
     assert first.expect(SESSION_END)["reason"] == "replaced"
     first.wait_closed()
     wait_until(lambda: "unconfirmed" in second.texts(), 5, "what the first had not confirmed")
-    assert alice.chat_acked(account, "new")["state"] == "delivered"
+    alice.chat_delivered(account, "new")
     second.expect(CHAT, msg="new")
     third = cluster[0].relogin(account)
     assert second.expect(SESSION_END)["reason"] == "replaced"
@@ -219,7 +219,7 @@ def silence(cluster, limit):
     """A host stands still; its user logs in elsewhere; it wakes up and honours nothing of before."""
     account, alice = cluster.accounts(1)[0], cluster[1].online()
     stale = cluster[0].login(account)
-    assert alice.chat_acked(account, "before")["state"] == "delivered"
+    alice.chat_delivered(account, "before")
     cluster[0].freeze_host()
     try:
         alice.chat(account, "meanwhile", cid="m")       # to a host of which nobody knows
@@ -238,7 +238,7 @@ def silence(cluster, limit):
     stale.wait_closed(10)
     assert "to the new one" not in stale.texts()
     cluster[1].wait_hosts("h1", "h2", state="up", deadline=30)
-    assert alice.chat_acked(account, "later")["state"] == "delivered"
+    alice.chat_delivered(account, "later")
     client.expect(CHAT, msg="later")
     client.ping()
     assert not client.of(SESSION_END)
