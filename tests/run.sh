@@ -146,10 +146,10 @@ stage() {
 	int|int:*)
 		build "$kind" all || return
 		set -- tests/integration -m "not long"
-		# Two at a time, because most of a test is waiting; but those that promise a time.
+		# Four at a time, because most of a test is waiting; but those that promise a time.
 		if "$python" -c 'import xdist' 2>/dev/null; then
 			py "integration timed $kind" "$kind" tests/integration -m "timed and not long"
-			set -- tests/integration -m "not long and not timed" -n 2 --dist loadfile
+			set -- tests/integration -m "not long and not timed" -n 4 --dist loadfile
 		fi
 		py "integration $kind" "$kind" "$@" ;;
 	chaos)
