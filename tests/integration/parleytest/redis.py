@@ -135,8 +135,12 @@ class Server:
         return Resp(self.socket, password=self.password, **kw)
 
     def __call__(self, *words, **kw):
-        with self.connect(**kw) as redis:
-            return redis(*words)
+        try:
+            with self.connect(**kw) as redis:
+                return redis(*words)
+        except ConnectionError:         # a server whose role changes ends its connections
+            with self.connect(**kw) as redis:
+                return redis(*words)
 
     def info(self, section="default"):
         """INFO as a dictionary of strings."""
