@@ -18,6 +18,8 @@
 #define YOUNG_MS       1000
 #define DELAY_FIRST_MS 100
 #define DELAY_MAX_MS   60000
+#define AGAIN_MS       50
+#define LAST_MIN_MS    3000
 #define BARE_MS        200		/* the worker may be about to be found dead as well */
 
 static struct seats *seats_of(struct sup *s, unsigned i)
@@ -52,13 +54,19 @@ static void set_twin(struct sup *s, unsigned i, unsigned k, pid_t pid)
 
 /* --- Sitting down ----------------------------------------------------------------------------- */
 
-static void seat_worker(struct sup *s, unsigned i, pid_t pid)
+static void seat_worker(struct sup *s, unsigned i, pid_t pid, uint64_t now_ms)
 {
-	struct seats *q = seats_of(s, i);
+	struct slot *sh = slot_at(i);
+	uint64_t beat = atomic_load(&sh->heartbeat_ms);
 
 	s->slot[i].pid = pid;
-	atomic_store(&slot_at(i)->pid, (int32_t)pid);
-	q->tidied = false;
+	s->slot[i].seats.tidied = false;
+	/* Its life begins now, not when it was ordered. It may have given a sign of that already. */
+	s->slot[i].spawned_ms = now_ms;
+	atomic_store(&sh->spawned_ms, now_ms);
+	if (beat < now_ms)
+		(void)atomic_compare_exchange_strong(&sh->heartbeat_ms, &beat, now_ms);
+	atomic_store(&sh->pid, (int32_t)pid);
 }
 
 static void seat_twin(struct sup *s, unsigned i, unsigned k, pid_t pid, uint64_t now_ms)
@@ -75,7 +83,7 @@ static void seated(struct sup *s, unsigned i, enum slot_seat seat, pid_t pid, ui
 {
 	seats_of(s, i)->order[seat] = 0;
 	if (seat == SEAT_WORKER)
-		seat_worker(s, i, pid);
+		seat_worker(s, i, pid, now_ms);
 	else
 		seat_twin(s, i, seat - SEAT_TWIN, pid, now_ms);
 }
@@ -88,16 +96,19 @@ static bool is_child(pid_t pid)
 	return pid > 1 && waitid(P_PID, (id_t)pid, &si, WEXITED | WNOHANG | WNOWAIT) == 0;
 }
 
-/* Who sits down is a child that sits nowhere else. */
-static bool believable(const struct sup *s, pid_t pid)
+static bool is_known(const struct sup *s, pid_t pid)
 {
-	if (pid == s->migrate.pid || !is_child(pid))
-		return false;
 	for (unsigned i = 0; i < s->nslots; i++)
 		if (s->slot[i].pid == pid || s->slot[i].seats.twin[0] == pid ||
 		    s->slot[i].seats.twin[1] == pid)
-			return false;
-	return true;
+			return true;
+	return pid == s->migrate.pid;
+}
+
+/* Who sits down is a child that sits nowhere else. */
+static bool believable(const struct sup *s, pid_t pid)
+{
+	return !is_known(s, pid) && is_child(pid);
 }
 
 static void somebody(struct sup *s, unsigned i, enum slot_seat seat, pid_t pid, uint64_t now_ms)
@@ -151,14 +162,15 @@ static void take_all_back(struct sup *s, unsigned i, uint64_t now_ms)
 	drop_tidy(s, i);
 }
 
-/* Sees to it that the maker has an order for SEAT. */
+/* Sees to it that the maker has an order for SEAT, and another one if that came to nothing. */
 static void want(struct sup *s, unsigned i, enum slot_seat seat, uint64_t now_ms)
 {
 	struct seats *q = seats_of(s, i);
-	uint32_t ticket;
+	uint32_t ticket = q->order[seat];
+	bool same = ticket != 0 && TICKET_TWIN(ticket) == q->maker;
 	pid_t pid;
 
-	if (q->order[seat] != 0 && TICKET_TWIN(q->order[seat]) == q->maker)
+	if (same && (!q->again[seat] || now_ms - q->issued_ms[seat] < AGAIN_MS))
 		return;
 	if (seat == SEAT_WORKER)
 		drop_tidy(s, i);		/* a newborn does that itself */
@@ -168,7 +180,10 @@ static void want(struct sup *s, unsigned i, enum slot_seat seat, uint64_t now_ms
 		return;
 	}
 	q->order[seat] = ticket;
-	q->ordered_ms[seat] = now_ms;
+	q->again[seat] = false;
+	q->issued_ms[seat] = now_ms;
+	if (!same)
+		q->ordered_ms[seat] = now_ms;
 	twin_wake(slot_at(i), q->maker);
 }
 
@@ -190,6 +205,44 @@ static void want_tidied(struct sup *s, unsigned i, uint64_t now_ms)
 	twin_wake(slot_at(i), q->maker);
 }
 
+/* --- Those who never sat down ----------------------------------------------------------------- */
+
+/* A newborn bears its twin's short name until it has sat down. */
+static bool is_newborn(pid_t pid, unsigned slot)
+{
+	char path[64], is[32] = "", ident[32], title[48], comm[16];
+	FILE *f;
+
+	snprintf(path, sizeof path, "/proc/%d/comm", (int)pid);
+	twin_names(slot, ident, title, comm);
+	f = fopen(path, "re");
+	if (f == NULL)
+		return false;
+	if (fgets(is, sizeof is, f) != NULL)
+		is[strcspn(is, "\n")] = '\0';
+	fclose(f);
+	return strcmp(is, comm) == 0;
+}
+
+/*
+ * One that was stopped before it sat down, and whose order went to somebody else, would stay for ever,
+ * and keep the table open. While nobody is ordered in the slot, whoever is not known there is one.
+ */
+static void weed(struct sup *s, unsigned i)
+{
+	FILE *f = fopen("/proc/thread-self/children", "re");
+	int pid;
+
+	seats_of(s, i)->weedy = false;
+	while (f != NULL && fscanf(f, "%d", &pid) == 1)
+		if (!is_known(s, pid) && is_newborn(pid, i)) {
+			log_warn("slot %u: killing process %d, which was born too late", i, pid);
+			(void)kill(pid, SIGKILL);
+		}
+	if (f != NULL)
+		fclose(f);
+}
+
 /* --- The table -------------------------------------------------------------------------------- */
 
 /* A table of its own for the slot, with the first twin on it, who makes the rest. */
@@ -202,6 +255,8 @@ static enum seats_verdict from_nothing(struct sup *s, unsigned i, uint64_t now_m
 		q->young = false;
 		return SEATS_STILLBORN;
 	}
+	if (q->weedy)
+		weed(s, i);
 	pid = spawn_twin(s, i);
 	if (pid < 0) {
 		log_error("worker %u: cannot fork: %s", i, strerror((int)-pid));
@@ -231,11 +286,12 @@ static enum seats_verdict tend_bare(struct sup *s, unsigned i, uint64_t now_ms)
 	return now_ms - q->bare_ms >= BARE_MS ? SEATS_BARE : SEATS_FINE;
 }
 
-/* The maker hangs, or starves. It gets longer when nobody else is there, as the table goes with it. */
+/* The maker hangs, or starves. The last one gets longer, as the table goes with it. */
 static void tend_patience(struct sup *s, unsigned i, uint64_t now_ms)
 {
 	struct seats *q = seats_of(s, i);
 	uint64_t hang_ms = (uint64_t)(*s->host.conf)->hang_seconds * 1000, since = now_ms;
+	uint64_t term_ms = 2 * hang_ms > LAST_MIN_MS ? 2 * hang_ms : LAST_MIN_MS;
 
 	for (enum slot_seat x = SEAT_WORKER; x < SLOT_SEATS; x++)
 		if (q->order[x] != 0 && q->ordered_ms[x] < since)
@@ -243,14 +299,14 @@ static void tend_patience(struct sup *s, unsigned i, uint64_t now_ms)
 	if (q->tidy != 0 && q->tidy_ms < since)
 		since = q->tidy_ms;
 	if (q->twin[!q->maker] != 0)
-		hang_ms /= 2;
-	if (now_ms < s->calm_until_ms || now_ms - since < hang_ms)
+		term_ms = hang_ms / 2;
+	if (now_ms < s->calm_until_ms || now_ms - since < term_ms)
 		return;
 	log_error("the twin of worker %u (pid %d) does not do as ordered: killing it", i,
 	    (int)q->twin[q->maker]);
 	(void)kill(q->twin[q->maker], SIGKILL);
 	for (enum slot_seat x = SEAT_WORKER; x < SLOT_SEATS; x++)
-		q->ordered_ms[x] = now_ms;
+		q->ordered_ms[x] = now_ms;	/* it may take a moment to die */
 	q->tidy_ms = now_ms;
 }
 
@@ -279,6 +335,8 @@ enum seats_verdict seats_tend(struct sup *s, unsigned i, uint64_t now_ms)
 	if (q->twin[!q->maker] == 0 && s->phase == SUP_RUNNING && now_ms >= q->due_ms)
 		want(s, i, SEAT_TWIN + !q->maker, now_ms);
 	tend_patience(s, i, now_ms);
+	if (q->weedy && !seats_waiting(s, i) && p->pid != SUP_COMING)
+		weed(s, i);
 	return SEATS_FINE;
 }
 
@@ -296,6 +354,7 @@ static void twin_died(struct sup *s, unsigned i, unsigned k, int status, uint64_
 	if (!q->dismissed)
 		atomic_fetch_add(&slot_at(i)->twin_deaths, 1);
 	set_twin(s, i, k, 0);
+	q->weedy = true;
 	q->status = status;
 	q->young = age < YOUNG_MS && s->slot[i].pid == SUP_COMING;
 	q->delay_ms = age >= YOUNG_MS ? 0 : q->delay_ms == 0 ? DELAY_FIRST_MS : q->delay_ms * 2;
@@ -304,6 +363,17 @@ static void twin_died(struct sup *s, unsigned i, unsigned k, int status, uint64_
 	q->due_ms = now_ms + q->delay_ms;
 	if (!seats_taken(s, i))
 		q->dismissed = false;
+}
+
+/*
+ * A stranger has died, and not as one who found the seat taken: somebody who was ordered, and could
+ * not sit down. Whose it was is not known, so all that is ordered is ordered again.
+ */
+static void order_again(struct sup *s)
+{
+	for (unsigned i = 0; i < s->nslots; i++)
+		for (enum slot_seat x = SEAT_WORKER; x < SLOT_SEATS; x++)
+			seats_of(s, i)->again[x] = seats_of(s, i)->order[x] != 0;
 }
 
 bool seats_reap(struct sup *s, pid_t pid, int status, uint64_t now_ms)
@@ -321,6 +391,8 @@ bool seats_reap(struct sup *s, pid_t pid, int status, uint64_t now_ms)
 				twin_died(s, i, k, status, now_ms);
 				return true;
 			}
+	if (!is_known(s, pid) && !(WIFEXITED(status) && WEXITSTATUS(status) == 0))
+		order_again(s);
 	return false;
 }
 
@@ -339,8 +411,10 @@ void seats_dismiss(struct sup *s, unsigned i, uint64_t now_ms)
 	if (s->slot[i].pid == SUP_COMING)
 		s->slot[i].pid = 0;
 	for (unsigned k = 0; k < SLOT_TWINS; k++)
-		if (q->twin[k] != 0)
+		if (q->twin[k] > 0)
 			(void)kill(q->twin[k], SIGKILL);
 	q->dismissed = seats_taken(s, i);
 	q->young = false;
+	if (q->weedy)
+		weed(s, i);
 }

@@ -32,10 +32,12 @@ struct seats {
 	uint64_t born_ms[SLOT_TWINS];
 	unsigned maker;
 	uint32_t order[SLOT_SEATS];	/* tickets that are out, 0: none */
-	uint64_t ordered_ms[SLOT_SEATS];
+	uint64_t ordered_ms[SLOT_SEATS], issued_ms[SLOT_SEATS];	/* of this maker first, and last */
+	bool again[SLOT_SEATS];		/* somebody died who may have been for this seat */
 	uint32_t tidy;			/* the same for tidying */
 	uint64_t tidy_ms;
 	bool tidied;			/* since the last worker */
+	bool weedy;			/* somebody may have been born who will never sit down */
 	bool dismissed;			/* the twins are being killed: nobody is made here */
 	bool young;			/* the last twin died young, so it may again ... */
 	int status;			/* ... of this */

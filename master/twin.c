@@ -22,6 +22,7 @@
 #include <unistd.h>
 
 #include "master/title.h"
+#include "shm/fault.h"
 #include "shm/lock.h"
 #include "shm/segment.h"
 #include "worker/base/clock.h"
@@ -66,7 +67,8 @@ static pid_t clone_sharing(void)
 
 /* --- The words -------------------------------------------------------------------------------- */
 
-bool twin_seat_open(struct slot *sh, enum slot_seat seat, uint32_t old, uint32_t ticket, pid_t *pid_r)
+bool twin_seat_open(struct slot *sh, enum slot_seat seat, uint32_t old, uint32_t ticket,
+    pid_t *pid_r)
 {
 	uint64_t word = WORD(old, 0);
 
@@ -95,8 +97,12 @@ pid_t twin_seated(const struct slot *sh, enum slot_seat seat, uint32_t ticket)
 static bool sit_down(struct slot *sh, enum slot_seat seat, uint32_t ticket)
 {
 	uint64_t word = WORD(ticket, 0);
+	bool mine;
 
-	return atomic_compare_exchange_strong(&sh->seat[seat], &word, WORD(ticket, getpid()));
+	FAULT("twin.sit.1");
+	mine = atomic_compare_exchange_strong(&sh->seat[seat], &word, WORD(ticket, getpid()));
+	FAULT("twin.sit.2");
+	return mine;
 }
 
 /* On shared memory, so without FUTEX_PRIVATE_FLAG. */
@@ -217,12 +223,16 @@ static void tend_seat(struct twin *t, enum slot_seat seat, uint32_t *tried)
 	if ((uint32_t)word != 0 || ticket == 0 || ticket == *tried || TICKET_TWIN(ticket) != t->k)
 		return;
 	*tried = ticket;
+	FAULT("twin.clone.1");
 	pid = clone_sharing();
 	if (pid == 0 && seat == SEAT_WORKER)
 		become_worker(t, ticket);
 	if (pid == 0) {
 		become_twin(t, seat, ticket);
-	} else if (pid < 0) {
+		return;
+	}
+	FAULT("twin.clone.2");
+	if (pid < 0) {
 		log_error("cannot clone: %s", strerror(-pid));
 		log_rest();
 	}
@@ -237,8 +247,10 @@ static void tend_tidy(struct twin *t)
 	if (ticket == 0 || ticket == atomic_load(&sh->tidied) || TICKET_TWIN(ticket) != t->k ||
 	    atomic_load(&sh->seat[SEAT_WORKER]) != 0)
 		return;
+	FAULT("twin.tidy.1");
 	worker_tidy(&t->boot);
 	log_rest();
+	FAULT("twin.tidy.2");
 	atomic_store(&sh->tidied, ticket);
 }
 
@@ -284,6 +296,9 @@ _Noreturn void twin_run(struct twin *t)
 	struct slot *sh = slot_at(t->boot.slot);
 	uint32_t tried[SLOT_SEATS] = { 0 };
 
+#ifdef PARLEY_FAULTS
+	fault_slot((int)t->boot.slot);
+#endif
 	log_rest();
 	if (thread_find() < 0 || remember_descriptors(&t->boot) < 0) {
 		log_error("a twin cannot work here: %s", strerror(errno));

@@ -13,6 +13,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "shm/fault.h"
 #include "shm/rec.h"
 #include "shm/segment.h"
 #include "worker/base/log.h"
@@ -87,7 +88,8 @@ static bool can_end(int fd)
 	return getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &len) == 0 && !listens;
 }
 
-unsigned strays_close(const int *keep, unsigned nkeep, enum stray (*ask)(void *arg, int fd), void *arg)
+unsigned strays_close(const int *keep, unsigned nkeep, enum stray (*ask)(void *arg, int fd),
+    void *arg)
 {
 	struct list l = { 0 };
 	unsigned closed = 0;
@@ -106,6 +108,7 @@ unsigned strays_close(const int *keep, unsigned nkeep, enum stray (*ask)(void *a
 		if (s == STRAY_END && can_end(l.fd[i]))
 			(void)shutdown(l.fd[i], SHUT_RDWR);
 		closed += close(l.fd[i]) == 0;
+		FAULT("strays.close");
 	}
 	free(l.fd);
 	return closed;

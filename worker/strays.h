@@ -21,6 +21,7 @@ enum stray { STRAY_KEEP, STRAY_CLOSE, STRAY_END };
  * KEEP is sorted, without doubles. ASK may be NULL: all are closed. Returns how many descriptors were
  * closed. Where /proc cannot be read, or memory is short, ASK is not asked and all are closed.
  */
-unsigned strays_close(const int *keep, unsigned nkeep, enum stray (*ask)(void *arg, int fd), void *arg);
+unsigned strays_close(const int *keep, unsigned nkeep, enum stray (*ask)(void *arg, int fd),
+    void *arg);
 
 #endif

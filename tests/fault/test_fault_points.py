@@ -21,6 +21,8 @@ ELSEWHERE = {
     "sess.compact": "test_shm.c", "sess.repair": "test_shm.c", "chunk.trim": "test_shm.c", "chunk.cut": "test_shm.c",
     "chunk.run": "test_shm.c", "chunk.unrun": "test_shm.c",
     "far.take": "test_cluster_faults.py",
+    "twin.clone": "test_twin_faults.py", "twin.sit": "test_twin_faults.py", "twin.tidy": "test_twin_faults.py",
+    "strays": "test_twin_faults.py",
     "group.commit": "test_worker_dies_around_a_group_commit", "rec.give": "test_shm.c", "sweep.copy": "test_sibling_dies_while_it_sweeps",
 }
 

@@ -62,6 +62,13 @@ static unsigned char key[32];
 static int rebuilds, rebuild_rc;
 static char why[300];
 
+/* 0 and less would be a whole group of processes, ours. */
+static int signal_to(pid_t pid, int number)
+{
+	assert_true(pid > 0);
+	return kill(pid, number);
+}
+
 /* --- The worker ------------------------------------------------------------------------------- */
 
 int worker_migrate(const struct conf *c, const char *id)
@@ -78,7 +85,7 @@ void worker_tidy(const struct worker_boot *b)
 	pid_t pid = atomic_load(&slot_at(b->slot)->pid);
 
 	page->tidies[b->slot]++;
-	if (pid != 0 && kill(pid, 0) == 0)
+	if (pid != 0 && signal_to(pid, 0) == 0)
 		page->tidied_alive = 1;
 	if (page->stray[b->slot] > 0)
 		close(page->stray[b->slot] - 1);
@@ -248,7 +255,7 @@ static int setup(void **state)
 static void end_child(pid_t pid)
 {
 	if (pid > 0 && pid != SUP_COMING) {
-		kill(pid, SIGKILL);
+		signal_to(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
 	}
 }
@@ -365,7 +372,7 @@ static void test_served_and_died_is_replaced_at_once(void **state)
 	(void)state;
 	start(2);
 	serve_a_second();
-	kill(sup.slot[1].pid, SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
 	then = clock_now_ms();
 	UNTIL(ready(1, 2), 2000);
 	assert_true(clock_now_ms() - then < 100 * 5);	/* sanitizers are slow; back-off would add to it */
@@ -384,7 +391,7 @@ static void test_early_deaths_back_off_and_a_sibling_serves(void **state)
 	for (uint32_t round = 1; round <= 4; round++) {
 		uint64_t due, least = 100u << (round - 1);
 
-		kill(sup.slot[1].pid, SIGKILL);
+		signal_to(sup.slot[1].pid, SIGKILL);
 		UNTIL(sup.slot[1].pid == 0, 2000);
 		due = sup.slot[1].respawn_ms;
 		assert_true(is(1, SLOT_DEAD));
@@ -407,7 +414,7 @@ static void test_long_life_forgets_early_deaths(void **state)
 	start(1);
 	sup.slot[0].delay_ms = 60000;
 	sup.slot[0].spawned_ms -= 60000;		/* it lived a minute, and was just found ready */
-	kill(sup.slot[0].pid, SIGKILL);
+	signal_to(sup.slot[0].pid, SIGKILL);
 	UNTIL(sup.slot[0].pid == 0, 2000);
 	assert_int_equal(sup.slot[0].delay_ms, 100);
 	UNTIL(ready(0, 2), 3000);
@@ -422,12 +429,12 @@ static void test_adopters_death_finds_another(void **state)
 	page->act[2] = EXIT_EARLY;
 	page->code[2] = WORKER_FAILED;
 	sup.slot[2].delay_ms = 10000;
-	kill(sup.slot[2].pid, SIGKILL);
+	signal_to(sup.slot[2].pid, SIGKILL);
 	UNTIL(page->adopts[2] == 1, 2000);
 	by = (unsigned)page->adopted_by[2];
 	assert_true(by < 2);
 	page->held[2] = 0;			/* it cannot wipe its bit any more */
-	kill(sup.slot[by].pid, SIGKILL);
+	signal_to(sup.slot[by].pid, SIGKILL);
 	UNTIL(page->adopts[2] == 2, 2000);
 	UNTIL(ready(by, 2), 3000);
 	page->held[2] = 0;
@@ -466,7 +473,7 @@ static void test_hang(void **state)
 	(void)state;
 	start(2);
 	old = sup.slot[1].pid;
-	kill(old, SIGSTOP);
+	signal_to(old, SIGSTOP);
 	then = clock_now_ms();
 	UNTIL(sup.slot[1].pid != old, 5000);
 	assert_true(clock_now_ms() - then >= 950);
@@ -590,7 +597,7 @@ static void test_removed_while_it_backs_off(void **state)
 	(void)state;
 	start(2);
 	sup.slot[1].delay_ms = 10000;
-	kill(sup.slot[1].pid, SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
 	UNTIL(is(1, SLOT_DEAD), 2000);
 	assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
 	assert_true(is(1, SLOT_EMPTY));
@@ -606,7 +613,7 @@ static void test_a_leaver_that_stays_is_ended(void **state)
 	(void)state;
 	start(2);
 	pid = sup.slot[1].pid;
-	kill(pid, SIGSTOP);
+	signal_to(pid, SIGSTOP);
 	assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
 	sup.slot[1].leave_by_ms = clock_now_ms();	/* in place of ten seconds */
 	UNTIL(sup.slot[1].crowded, 1000);
@@ -631,13 +638,13 @@ static void test_full_control_socket(void **state)
 	(void)state;
 	start(1);
 	pid = sup.slot[0].pid;
-	kill(pid, SIGSTOP);
+	signal_to(pid, SIGSTOP);
 	while (ipc_ctl_send(sup.slot[0].control[1], &m, NULL, 0) == IPC_OK)
 		;
 	sup_reloaded(&sup);
 	sup_reopen_logs(&sup);
 	assert_int_equal(sup.slot[0].pending, SUP_RELOAD | SUP_REOPEN);
-	kill(pid, SIGCONT);
+	signal_to(pid, SIGCONT);
 	UNTIL(page->reloads[0] == 1 && page->reopens[0] == 1, 3000);
 	assert_int_equal(sup.slot[0].pending, 0);
 }
@@ -693,7 +700,7 @@ static void test_death_while_stopping_gets_a_last_chance(void **state)
 	sup_stop(&sup, SUP_GRACEFUL);
 	UNTIL(page->stops[1] == 1, 1000);
 	page->act[1] = SERVE;
-	kill(sup.slot[1].pid, SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
 	UNTIL(sup.slot[1].gen == 2, 1000);
 	UNTIL(sup.phase == SUP_DONE, 3000);
 	assert_int_equal(page->stops[1], 2);
@@ -708,7 +715,7 @@ static void test_there_is_only_one_last_chance(void **state)
 	sup_stop(&sup, SUP_GRACEFUL);
 	for (int deaths = 1; deaths <= 2; deaths++) {
 		UNTIL(page->stops[0] == deaths, 1000);
-		kill(sup.slot[0].pid, SIGKILL);
+		signal_to(sup.slot[0].pid, SIGKILL);
 	}
 	UNTIL(sup.phase == SUP_DONE, 1500);
 	assert_int_equal(sup.slot[0].gen, 2);
@@ -744,7 +751,7 @@ static void test_last_words_of_the_dead_are_ignored(void **state)
 	(void)state;
 	start(2);
 	serve_a_second();
-	kill(sup.slot[1].pid, SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
 	UNTIL(ready(1, 2), 2000);
 	assert_int_equal(ipc_ctl_send(sup.up[1], &m, NULL, 0), IPC_OK);
 	m.from_slot = 4000;
@@ -804,7 +811,7 @@ static void test_descriptors_outlive_a_worker(void **state)
 	serve_a_second();
 	for (uint32_t gen = 2; gen < 7; gen++) {
 		sup.slot[1].ready_ms = 0;		/* it has served long enough */
-		kill(sup.slot[1].pid, SIGKILL);
+		signal_to(sup.slot[1].pid, SIGKILL);
 		UNTIL(ready(1, gen), 2000);
 		assert_int_equal(page->kept[1], 1);
 	}
@@ -817,7 +824,7 @@ static void test_tidied_while_it_backs_off(void **state)
 	(void)state;
 	start_with_twins(2);
 	sup.slot[1].delay_ms = 300;
-	kill(sup.slot[1].pid, SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
 	UNTIL(page->tidies[1] == 1, 2000);
 	assert_true(sup.slot[1].pid == 0);
 	UNTIL(ready(1, 2), 3000);
@@ -832,13 +839,13 @@ static void test_a_twin_is_made_again(void **state)
 	for (unsigned k = 0; k < SLOT_TWINS; k++) {
 		pid_t old = twin(0, k);
 
-		kill(old, SIGKILL);
+		signal_to(old, SIGKILL);
 		UNTIL(twin(0, k) != 0 && twin(0, k) != old, 2000);
 	}
 	assert_true(ready(0, 1));
 	assert_int_equal(atomic_load(&slot_at(0)->twin_deaths), 2);
 	assert_int_equal(atomic_load(&slot_at(0)->twin_pid[0]), (uint32_t)twin(0, 0));
-	kill(sup.slot[0].pid, SIGKILL);
+	signal_to(sup.slot[0].pid, SIGKILL);
 	UNTIL(ready(0, 2), 2000);
 	assert_int_equal(page->kept[0], 1);
 }
@@ -848,7 +855,7 @@ static void test_twins_that_die_young_back_off(void **state)
 	(void)state;
 	start_with_twins(1);
 	for (unsigned round = 0; round < 3; round++) {
-		kill(twin(0, 1), SIGKILL);
+		signal_to(twin(0, 1), SIGKILL);
 		UNTIL(twin(0, 1) == 0, 1000);
 		assert_int_equal(sup.slot[0].seats.delay_ms, 100u << round);
 		DURING(twin(0, 1) == 0, (int)(80u << round));
@@ -862,8 +869,8 @@ static void test_worker_and_twin_at_once(void **state)
 	start_with_twins(2);
 	for (unsigned k = 0; k < SLOT_TWINS; k++) {
 		sup.slot[1].ready_ms = 0;
-		kill(twin(1, k), SIGKILL);
-		kill(sup.slot[1].pid, SIGKILL);
+		signal_to(twin(1, k), SIGKILL);
+		signal_to(sup.slot[1].pid, SIGKILL);
 		UNTIL(ready(1, 2 + k), 3000);
 		assert_int_equal(page->kept[1], 1);
 		UNTIL(twins(1), 3000);
@@ -875,9 +882,9 @@ static void test_all_three_at_once(void **state)
 	(void)state;
 	start_with_twins(2);
 	serve_a_second();
-	kill(twin(1, 0), SIGKILL);
-	kill(sup.slot[1].pid, SIGKILL);
-	kill(twin(1, 1), SIGKILL);
+	signal_to(twin(1, 0), SIGKILL);
+	signal_to(sup.slot[1].pid, SIGKILL);
+	signal_to(twin(1, 1), SIGKILL);
 	UNTIL(ready(1, 2), 3000);
 	assert_int_equal(page->kept[1], -1);		/* another table */
 	UNTIL(twins(1), 3000);
@@ -889,8 +896,8 @@ static void test_both_twins_of_a_live_worker(void **state)
 {
 	(void)state;
 	start_with_twins(2);
-	kill(twin(1, 0), SIGKILL);
-	kill(twin(1, 1), SIGKILL);
+	signal_to(twin(1, 0), SIGKILL);
+	signal_to(twin(1, 1), SIGKILL);
 	UNTIL(page->leaves[1] == 1, 3000);
 	UNTIL(ready(1, 2) && twins(1), 3000);
 	assert_int_equal(atomic_load(&slot_at(1)->restarts), 0);
@@ -902,11 +909,11 @@ static void test_both_twins_of_the_only_worker(void **state)
 {
 	(void)state;
 	start_with_twins(1);
-	kill(twin(0, 0), SIGKILL);
-	kill(twin(0, 1), SIGKILL);
+	signal_to(twin(0, 0), SIGKILL);
+	signal_to(twin(0, 1), SIGKILL);
 	UNTIL(sup.slot[0].bare_told, 2000);
 	DURING(ready(0, 1), 300);			/* nobody could take its clients */
-	kill(sup.slot[0].pid, SIGKILL);
+	signal_to(sup.slot[0].pid, SIGKILL);
 	UNTIL(ready(0, 2) && twins(0), 3000);
 }
 
@@ -916,15 +923,17 @@ static void test_stopped_twins(void **state)
 	(void)state;
 	start_with_twins(1);
 	serve_a_second();
-	kill(twin(0, 0), SIGSTOP);
-	kill(twin(0, 1), SIGSTOP);
-	kill(sup.slot[0].pid, SIGKILL);
-	UNTIL(ready(0, 2), 6000);			/* in the end by the master */
+	signal_to(twin(0, 0), SIGSTOP);
+	signal_to(twin(0, 1), SIGSTOP);
+	signal_to(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 2), 10000);			/* in the end by the master */
+	assert_true(clock_now_ms() - sup.slot[0].spawned_ms < 1000);	/* not since the order */
+	DURING(ready(0, 2), 200);
 	UNTIL(twins(0), 3000);
-	kill(twin(0, sup.slot[0].seats.maker), SIGSTOP);
+	signal_to(twin(0, sup.slot[0].seats.maker), SIGSTOP);
 	sup.slot[0].ready_ms = 0;
-	kill(sup.slot[0].pid, SIGKILL);
-	UNTIL(ready(0, 3), 6000);
+	signal_to(sup.slot[0].pid, SIGKILL);
+	UNTIL(ready(0, 3), 10000);
 	assert_int_equal(page->kept[0], 1);
 }
 
@@ -933,13 +942,13 @@ static void test_a_pid_that_is_no_child(void **state)
 {
 	(void)state;
 	start_with_twins(1);
-	kill(twin(0, 0), SIGSTOP);
+	signal_to(twin(0, 0), SIGSTOP);
 	serve_a_second();
-	kill(sup.slot[0].pid, SIGKILL);
+	signal_to(sup.slot[0].pid, SIGKILL);
 	UNTIL(sup.slot[0].seats.order[SEAT_WORKER] != 0, 1000);
 	atomic_fetch_or(&slot_at(0)->seat[SEAT_WORKER], (uint64_t)getppid());
 	DURING(sup.slot[0].pid != getppid(), 50);
-	kill(twin(0, 0), SIGCONT);
+	signal_to(twin(0, 0), SIGCONT);
 	UNTIL(ready(0, 2), 3000);
 }
 
@@ -953,7 +962,7 @@ static void test_twins_end_with_their_slot(void **state)
 	b = twin(1, 1);
 	assert_int_equal(sup_scale(&sup, 1, why, sizeof why), 0);
 	UNTIL(sup_settled(&sup), 3000);
-	assert_true(kill(a, 0) < 0 && kill(b, 0) < 0);
+	assert_true(signal_to(a, 0) < 0 && signal_to(b, 0) < 0);
 	assert_int_equal(atomic_load(&slot_at(1)->twin_deaths), 0);
 	assert_int_equal(sup_scale(&sup, 2, why, sizeof why), 0);
 	UNTIL(sup_settled(&sup) && twins(1), 3000);
@@ -982,11 +991,11 @@ static void test_a_reload_between_order_and_birth(void **state)
 	(void)state;
 	start_with_twins(1);
 	serve_a_second();
-	kill(twin(0, 0), SIGSTOP);
-	kill(sup.slot[0].pid, SIGKILL);
+	signal_to(twin(0, 0), SIGSTOP);
+	signal_to(sup.slot[0].pid, SIGKILL);
 	UNTIL(sup.slot[0].pid == SUP_COMING, 1000);
 	sup_reloaded(&sup);
-	kill(twin(0, 0), SIGCONT);
+	signal_to(twin(0, 0), SIGCONT);
 	UNTIL(page->reloads[0] == 1, 2000);
 }
 
@@ -1010,7 +1019,7 @@ static void test_twins_end_with_the_master(void **state)
 	}
 	for (int i = 0; i < 500 && page->code[2] == 0; i++)
 		(void)poll(&p, 0, 10);
-	kill(pid, SIGKILL);
+	signal_to(pid, SIGKILL);
 	assert_int_equal(waitpid(pid, NULL, 0), pid);
 	for (int k = 0; k < 2; k++) {
 		assert_int_equal(waitpid(page->code[k], &status, 0), page->code[k]);
