@@ -19,6 +19,7 @@
 #define DELAY_FIRST_MS 100
 #define DELAY_MAX_MS   60000
 #define AGAIN_MS       50
+#define TERM_MS        1000
 #define LAST_MIN_MS    3000
 #define BARE_MS        200		/* the worker may be about to be found dead as well */
 
@@ -298,8 +299,8 @@ static void tend_patience(struct sup *s, unsigned i, uint64_t now_ms)
 			since = q->ordered_ms[x];
 	if (q->tidy != 0 && q->tidy_ms < since)
 		since = q->tidy_ms;
-	if (q->twin[!q->maker] != 0)
-		term_ms = hang_ms / 2;
+	if (q->twin[!q->maker] != 0)		/* nothing is lost with this one */
+		term_ms = hang_ms / 2 < TERM_MS ? hang_ms / 2 : TERM_MS;
 	if (now_ms < s->calm_until_ms || now_ms - since < term_ms)
 		return;
 	log_error("the twin of worker %u (pid %d) does not do as ordered: killing it", i,

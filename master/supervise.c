@@ -38,6 +38,7 @@
 #define DELAY_RESET_MS    60000
 #define MIGRATE_RETRY_MS  3000
 #define QUIT_MS           300
+#define COMING_MS         300		/* a birth that takes longer is steered around */
 #define LEAVE_MIN_MS      10000
 #define REBUILD_CALM_MS   60000
 
@@ -452,10 +453,15 @@ static void tend_adoptions(struct sup *s, uint64_t now_ms)
 
 static void steer(struct sup *s)
 {
+	uint64_t now_ms = clock_now_ms();
 	int rc;
 
-	for (unsigned i = 0; i < s->nslots; i++)
-		s->live[i] = s->slot[i].pid != 0 && !s->slot[i].leaving;
+	for (unsigned i = 0; i < s->nslots; i++) {
+		const struct sup_slot *p = &s->slot[i];
+
+		s->live[i] = (is_born(s, i) || (p->pid == SUP_COMING && now_ms - p->spawned_ms < COMING_MS)) &&
+		    !p->leaving;
+	}
 	rc = listeners_steer(s->host.listeners, s->live);
 	if (rc < 0)
 		log_warn("new connections cannot be kept from idle listeners: %s", strerror(-rc));

@@ -290,10 +290,10 @@ def test_a_stopped_twin_does_not_hold_its_slot_up(make_daemon):
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
     old = daemon.kill_worker(1)
-    for client in [daemon.connect() for _ in range(10)]:
-        if daemon.worker_of(client) == 0:
-            client.ping()
+    clients = [daemon.connect() for _ in range(10)]
     daemon.wait_worker(1, old, deadline=15)
+    for client in clients:
+        client.ping()
     wait_until(lambda: not set(stopped) & set(children(daemon)), 10)
     wait_whole(daemon, 2)
 
